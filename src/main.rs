@@ -1,1 +1,7 @@
-fn main() {}
+//! `littlebit-convert`: parse, run, report.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    littlebit::cli::main()
+}

@@ -1,1 +1,69 @@
-//! Placeholder, filled in the next commits.
+//! The command line: flags ([`flags`]), what the user sees while it runs ([`progress`]), end table ([`summary`])
+//! and `info`. Exit codes: 0 done, 1 the work failed, 2 the request was wrong.
+
+mod flags;
+mod info;
+mod progress;
+mod summary;
+
+use crate::error::{Error, Result};
+use crate::job::{self, Options};
+use crate::source;
+use flags::{Command, ConvertArgs};
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+/// Runs `littlebit-convert` with the process's arguments.
+pub fn main() -> ExitCode {
+    let outcome = match flags::parse_command() {
+        Command::Convert(args) => convert(&args),
+        Command::Info { file, json } => info::run(&file, json),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        // The reader of our output went away: nothing is wrong.
+        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(e) => {
+            let _ = writeln!(io::stderr(), "littlebit-convert: error: {e}");
+            ExitCode::from(if matches!(e, Error::Usage(_)) { 2 } else { 1 })
+        }
+    }
+}
+
+fn convert(args: &ConvertArgs) -> Result<()> {
+    let options = args.options()?;
+    if let (Some(ty), true) = (options.lossy, flags::is_littlebit_file(&args.input)) {
+        return expand(args, ty, &options);
+    }
+    let source = source::open(&args.input)?;
+    if args.dry_run {
+        let plan = job::convert::dry_run(source.as_ref(), &options)?;
+        return summary::print_plan(&plan, args.json);
+    }
+    let mut progress = progress::Progress::new(args.json, args.quiet);
+    let report = job::convert(source.as_ref(), args.output()?, &options, |e| progress.event(e))?;
+    progress.finish();
+    summary::print(&report, args.json)
+}
+
+fn expand(args: &ConvertArgs, ty: crate::gguf::GgmlType, options: &Options) -> Result<()> {
+    let output = args.output()?;
+    let quiet = args.quiet || args.json;
+    let bytes = job::convert::expand(&args.input, output, ty, options.force, |name| {
+        if !quiet {
+            let _ = writeln!(io::stderr(), "rebuilding {name} as {}", ty.name());
+        }
+    })?;
+    if args.json {
+        let line = serde_json::json!({
+            "event": "done", "form": format!("lossy {}", ty.name()), "output": output, "bytes": bytes
+        });
+        return print_line(&line.to_string());
+    }
+    print_line(&format!("{}: {}, weights rebuilt as {}", output.display(), summary::size(bytes), ty.name()))
+}
+
+/// Writes a line to stdout; a closed pipe comes back as an error that [`main`] forgives.
+fn print_line(line: &str) -> Result<()> {
+    writeln!(io::stdout().lock(), "{line}").map_err(|e| Error::io("stdout".as_ref(), "write", e))
+}

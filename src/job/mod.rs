@@ -1,1 +1,11 @@
-//! Placeholder, filled in the next commits.
+//! A conversion run: from an open source to a finished file.
+//!
+//! [`convert`] walks the source's tensors in file order, factorizes what the plan names on all threads and
+//! streams the result through an [`output::AtomicFile`]. [`ordered`] keeps the order (and so the bytes)
+//! independent of the number of threads.
+
+pub mod convert;
+pub mod ordered;
+pub mod output;
+
+pub use convert::{Event, Options, Report, convert};

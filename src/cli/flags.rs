@@ -1,0 +1,198 @@
+//! Flags and their meaning.
+
+use crate::error::{Error, Result};
+use crate::factorize::{Method, Rotate};
+use crate::format::file::is_littlebit;
+use crate::gguf::{GgmlType, Gguf};
+use crate::job::Options;
+use crate::plan::Target;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use std::path::{Path, PathBuf};
+
+const EXAMPLES: &str = "Examples:
+  littlebit-convert model.safetensors model-LB1.0.gguf
+  littlebit-convert model-f16.gguf model-LB0.55.gguf --bpw 0.55 --imatrix imatrix.gguf
+  littlebit-convert model-f16.gguf model-LB1.0.gguf --token-embedding-type q8_0 --json
+  littlebit-convert model-LB1.0.gguf model-f16-lossy.gguf --lossy f16
+  littlebit-convert info model-LB1.0.gguf
+
+Exit codes: 0 done, 1 the work failed, 2 the request was wrong.";
+
+/// What the user asked for.
+pub enum Command {
+    /// Convert a model.
+    Convert(Box<ConvertArgs>),
+    /// Describe a file.
+    Info { file: PathBuf, json: bool },
+}
+
+/// Compress a language model below two bits per weight by low-rank binary factorization (LittleBit)
+#[derive(Parser)]
+#[command(name = "littlebit-convert", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
+#[command(subcommand_negates_reqs = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Sub>,
+    #[command(flatten)]
+    convert: Option<ConvertArgs>,
+}
+
+#[derive(Subcommand)]
+enum Sub {
+    /// Show what a GGUF holds: bits per weight, sizes by class, rank of every matrix, provenance
+    Info {
+        /// GGUF file
+        file: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Arguments of a conversion.
+#[derive(Args)]
+pub struct ConvertArgs {
+    /// GGUF file, safetensors file beside its config.json, *.safetensors.index.json, or a checkpoint directory
+    pub input: PathBuf,
+    /// Output GGUF (not needed with --dry-run)
+    output: Option<PathBuf>,
+
+    /// Bits per factorized weight, signs, scales and padding included [default: 1.0]
+    #[arg(long, value_name = "BITS", conflicts_with = "rank", help_heading = "Size")]
+    bpw: Option<f64>,
+    /// The same rank for every matrix (a multiple of 32) instead of a bit budget
+    #[arg(long, value_name = "R", help_heading = "Size")]
+    rank: Option<usize>,
+    /// Paths per matrix: 2 adds a residual factorization of the same rank
+    #[arg(long, value_name = "P", default_value_t = 1, help_heading = "Size")]
+    paths: usize,
+    /// Type of the token embeddings: f32, f16, bf16, q8_0 [default: as in the input]
+    #[arg(long, value_name = "TYPE", value_parser = stored_type, help_heading = "Size")]
+    token_embedding_type: Option<GgmlType>,
+    /// Type of the output head: f32, f16, bf16, q8_0 [default: as in the input]
+    #[arg(long, value_name = "TYPE", value_parser = stored_type, help_heading = "Size")]
+    output_tensor_type: Option<GgmlType>,
+
+    /// Factorization: admm (LB-ADMM) or dual-svid (the paper's initialisation)
+    #[arg(long, value_name = "NAME", default_value = "admm", value_parser = parse::<Method>, help_heading = "Method")]
+    method: Method,
+    /// Rotation of the latent space, dual-svid only: none or itq (Joint-ITQ)
+    #[arg(long, value_name = "NAME", default_value = "none", help_heading = "Method")]
+    rotate: String,
+    /// Iterations of the method [default: the method's own]
+    #[arg(long, value_name = "N", help_heading = "Method")]
+    iterations: Option<usize>,
+    /// Importance matrix of llama-imatrix (GGUF or legacy .dat): columns weighted by mean squared activation
+    #[arg(long, value_name = "FILE", help_heading = "Method")]
+    imatrix: Option<PathBuf>,
+    /// Seed of the random starts; the same seed gives the same bytes for any number of threads
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Method")]
+    seed: u64,
+
+    /// Write a standard GGUF with the weights rebuilt from their factors: f32, f16 or q8_0
+    ///
+    /// It loads in any stock llama.cpp and shows the same loss of quality without the gain in size. The input may
+    /// be a model to compress or an existing LittleBit GGUF.
+    #[arg(long, value_name = "TYPE", value_parser = lossy_type, help_heading = "Output")]
+    lossy: Option<GgmlType>,
+    /// Replace an existing output file
+    #[arg(long, help_heading = "Output")]
+    force: bool,
+    /// Print the plan (ranks, bits) and stop
+    #[arg(long, help_heading = "Output")]
+    pub dry_run: bool,
+    /// One JSON object per event on stdout, the whole report last
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+    /// No progress lines
+    #[arg(long, short, help_heading = "Output")]
+    pub quiet: bool,
+
+    /// Threads [default: all that this process may use]
+    #[arg(long, short, value_name = "N", help_heading = "Run")]
+    threads: Option<usize>,
+}
+
+fn parse<T: std::str::FromStr>(text: &str) -> std::result::Result<T, String>
+where
+    T::Err: std::fmt::Display,
+{
+    text.parse::<T>().map_err(|e| e.to_string())
+}
+
+fn type_among(text: &str, allowed: &[GgmlType]) -> std::result::Result<GgmlType, String> {
+    GgmlType::from_name(text).filter(|t| allowed.contains(t)).ok_or_else(|| {
+        let names: Vec<_> = allowed.iter().map(|t| t.name().to_string()).collect();
+        format!("this build writes {}; for other types run llama-quantize on the result", names.join(", "))
+    })
+}
+
+fn stored_type(text: &str) -> std::result::Result<GgmlType, String> {
+    type_among(text, &[GgmlType::F32, GgmlType::F16, GgmlType::BF16, GgmlType::Q8_0])
+}
+
+fn lossy_type(text: &str) -> std::result::Result<GgmlType, String> {
+    type_among(text, &[GgmlType::F32, GgmlType::F16, GgmlType::Q8_0])
+}
+
+/// Parses the command line; prints help or usage errors and exits as clap does.
+pub fn parse_command() -> Command {
+    let cli = Cli::parse();
+    match (cli.command, cli.convert) {
+        (Some(Sub::Info { file, json }), _) => Command::Info { file, json },
+        (None, Some(args)) => Command::Convert(Box::new(args)),
+        (None, None) => {
+            Cli::command().error(clap::error::ErrorKind::MissingRequiredArgument, "INPUT is missing").exit()
+        }
+    }
+}
+
+impl ConvertArgs {
+    /// The output path, required unless nothing is written.
+    pub fn output(&self) -> Result<&Path> {
+        self.output.as_deref().ok_or_else(|| {
+            Error::usage(format!(
+                "the output file is missing: littlebit-convert {} OUTPUT.gguf",
+                self.input.display()
+            ))
+        })
+    }
+
+    /// The flags as the library's options.
+    pub fn options(&self) -> Result<Options> {
+        let rotate = match self.rotate.as_str() {
+            "none" => None,
+            other => Some(other.parse::<Rotate>().map_err(|e| Error::usage(format!("--rotate: {e}")))?),
+        };
+        let cpus = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let threads = self.threads.unwrap_or(cpus);
+        if threads == 0 || threads > 1024 {
+            return Err(Error::usage("--threads must be between 1 and 1024"));
+        }
+        if rotate.is_some() && self.method != Method::DualSvid {
+            return Err(Error::usage("--rotate applies to --method dual-svid only"));
+        }
+        Ok(Options {
+            target: match self.rank {
+                Some(r) => Target::Rank(r),
+                None => Target::Bpw(self.bpw.unwrap_or(1.0)),
+            },
+            paths: self.paths,
+            method: self.method,
+            rotate,
+            iterations: self.iterations,
+            seed: self.seed,
+            threads,
+            imatrix: self.imatrix.clone(),
+            token_embedding_type: self.token_embedding_type,
+            output_tensor_type: self.output_tensor_type,
+            lossy: self.lossy,
+            force: self.force,
+        })
+    }
+}
+
+/// Whether `path` is a readable LittleBit GGUF. Faults of the file show up again, with their message, when it is opened.
+pub fn is_littlebit_file(path: &Path) -> bool {
+    path.is_file() && Gguf::open(path).is_ok_and(|g| is_littlebit(&g))
+}

@@ -1,0 +1,114 @@
+//! What the user sees while a conversion runs: a line per matrix and a bar with ETA on a terminal, plain lines
+//! elsewhere, or JSON events on stdout.
+
+use crate::job::Event;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::{self, IsTerminal, Write};
+use std::time::Instant;
+
+/// Sink of a conversion's events.
+pub struct Progress {
+    json: bool,
+    quiet: bool,
+    bar: ProgressBar,
+    started: Instant,
+    total_weights: u64,
+    done_weights: u64,
+}
+
+impl Progress {
+    /// `json`: events on stdout; `quiet`: nothing at all unless `json`.
+    pub fn new(json: bool, quiet: bool) -> Self {
+        let visible = !json && !quiet && io::stderr().is_terminal();
+        let target = if visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        Self {
+            json,
+            quiet: quiet || json,
+            bar: ProgressBar::with_draw_target(None, target),
+            started: Instant::now(),
+            total_weights: 0,
+            done_weights: 0,
+        }
+    }
+
+    fn line(&self, text: &str) {
+        if self.quiet {
+            return;
+        }
+        if self.bar.is_hidden() {
+            let _ = writeln!(io::stderr(), "{text}");
+        } else {
+            self.bar.println(text);
+        }
+    }
+
+    fn json_event(&self, value: &serde_json::Value) {
+        if self.json {
+            let _ = writeln!(io::stdout().lock(), "{value}");
+        }
+    }
+
+    /// Shows one event.
+    pub fn event(&mut self, event: Event) {
+        match event {
+            Event::Planned(plan) => {
+                self.total_weights = plan.weights;
+                self.json_event(&serde_json::json!({ "event": "planned", "plan": plan }));
+                self.line(&format!(
+                    "{} matrices, {:.1} M weights, {:.4} bits per weight",
+                    plan.entries.len(),
+                    plan.weights as f64 / 1e6,
+                    plan.bpw
+                ));
+                let floor = plan.entries.iter().filter(|e| e.floor_bound).count();
+                if floor > 0 {
+                    self.line(&format!(
+                        "note: {floor} matrices are above the budget at the smallest rank (32); the file will be larger than asked for"
+                    ));
+                }
+                // The bar counts weights in thousands: matrices differ too much in size to count them.
+                self.bar.set_length(plan.weights / 1000);
+                let style = ProgressStyle::with_template("{bar:30} {percent}%  ETA {eta}  {msg}");
+                self.bar.set_style(style.expect("the template is a constant"));
+            }
+            Event::Warning(text) => {
+                self.json_event(&serde_json::json!({ "event": "warning", "text": text }));
+                self.line(&format!("warning: {text}"));
+            }
+            Event::Matrix { index, count, report } => {
+                self.done_weights += (report.d_out * report.d_in * report.experts) as u64;
+                self.json_event(&serde_json::json!({ "event": "matrix", "index": index, "count": count, "matrix": report }));
+                let experts =
+                    if report.experts > 1 { format!(" x{}", report.experts) } else { String::new() };
+                let eta = self.eta();
+                self.line(&format!(
+                    "[{:>4}/{count}] {:<32} {:>5} x {:<5}{experts} rank {:<5} {:.3} bpw  error {:.4}  weighted {:.4}  {:.1} s{eta}",
+                    index + 1,
+                    report.name,
+                    report.d_out,
+                    report.d_in,
+                    report.rank,
+                    report.bpw,
+                    report.error,
+                    report.weighted_error,
+                    report.seconds,
+                ));
+                self.bar.set_position(self.done_weights / 1000);
+            }
+        }
+    }
+
+    /// Remaining time for plain lines; the bar shows it itself.
+    fn eta(&self) -> String {
+        if !self.bar.is_hidden() || self.done_weights == 0 {
+            return String::new();
+        }
+        let left = self.total_weights.saturating_sub(self.done_weights) as f64 / self.done_weights as f64;
+        format!("  ETA {:.0} s", self.started.elapsed().as_secs_f64() * left)
+    }
+
+    /// Removes the bar.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}

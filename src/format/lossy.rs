@@ -1,0 +1,77 @@
+//! Lossy GGUF: weights rebuilt from their factors, in a standard type, for any stock llama.cpp.
+
+use crate::error::{Error, Result};
+use crate::format::schema::{self, Part};
+use crate::format::{Factors, LittleBitFile};
+use crate::gguf::{GgmlType, TensorDesc, Value, Writer, encode};
+use std::io::Write;
+
+/// The type in which a rebuilt matrix is written: `wanted`, or F16 where its rows do not fit `wanted`'s blocks.
+pub fn dense_type(wanted: GgmlType, d_in: u64) -> GgmlType {
+    if wanted.row_bytes(d_in).is_some() { wanted } else { GgmlType::F16 }
+}
+
+/// ne of the rebuilt weight.
+pub fn dense_dims(d_in: u64, d_out: u64, experts: u64) -> Vec<u64> {
+    if experts == 1 { vec![d_in, d_out] } else { vec![d_in, d_out, experts] }
+}
+
+/// All experts of `factors`, rebuilt and encoded as `ty`.
+pub fn dense_bytes(factors: &Factors, ty: GgmlType) -> Result<Vec<u8>> {
+    let mut out = Vec::new();
+    for e in 0..factors.experts() {
+        encode(ty, &factors.dense(e), &mut out)?;
+    }
+    Ok(out)
+}
+
+/// KV of the lossy form of a LittleBit file: everything but `littlebit.*`, with an honest `general.file_type`.
+pub fn lossy_kv(kv: &[(String, Value)], ty: GgmlType) -> Vec<(String, Value)> {
+    let mut out: Vec<_> = kv.iter().filter(|(k, _)| !k.starts_with("littlebit.")).cloned().collect();
+    if let Some(ft) = schema::file_type(ty) {
+        schema::set(&mut out, "general.file_type", Value::U32(ft));
+    }
+    out
+}
+
+/// Writes the lossy form of an existing LittleBit file to `w`; `progress` sees each rebuilt matrix's name.
+pub fn expand<W: Write>(
+    file: &LittleBitFile,
+    ty: GgmlType,
+    w: W,
+    mut progress: impl FnMut(&str),
+) -> Result<W> {
+    let mut descs = Vec::new();
+    for t in &file.gguf.tensors {
+        if let Some(base) = t.name.strip_suffix(Part::U.suffix()) {
+            let m = file.find(base).expect("open() found a matrix for every U");
+            let (d_in, d_out) = (m.shape.d_in as u64, m.shape.d_out as u64);
+            descs.push(TensorDesc {
+                name: format!("{base}.weight"),
+                dims: dense_dims(d_in, d_out, m.experts() as u64),
+                ty: dense_type(ty, d_in),
+            });
+        } else if !Part::ALL.iter().any(|p| t.name.ends_with(p.suffix())) {
+            descs.push(TensorDesc { name: t.name.clone(), dims: t.dims.clone(), ty: t.ty });
+        }
+    }
+    let kv = lossy_kv(&file.gguf.kv, ty);
+    let mut writer = Writer::new(w, &kv, descs.clone(), file.gguf.alignment)?;
+    let mut bytes = Vec::new();
+    for d in &descs {
+        match schema::base_name(&d.name).and_then(|base| file.find(base)) {
+            Some(m) => {
+                progress(&d.name);
+                writer.write_tensor(&d.name, &dense_bytes(&file.read_factors(m)?, d.ty)?)?;
+            }
+            None => {
+                let t = file.gguf.tensor(&d.name).ok_or_else(|| {
+                    Error::tensor(&file.gguf.path, &d.name, "tensor vanished between two reads of the header")
+                })?;
+                file.gguf.read(t, &mut bytes)?;
+                writer.write_tensor(&d.name, &bytes)?;
+            }
+        }
+    }
+    writer.finish()
+}

@@ -1,0 +1,569 @@
+//! source -> plan -> factorize -> format, streamed tensor by tensor.
+
+use crate::arch;
+use crate::calibrate::imatrix::Imatrix;
+use crate::error::{Error, Result};
+use crate::factorize::{Job, Method, Rotate, factorize};
+use crate::format::schema::{self, Part, Shape, key};
+use crate::format::{Factors, LittleBitFile, lossy};
+use crate::gguf::{GgmlType, TensorDesc, Value, Writer, encode};
+use crate::job::{ordered, output};
+use crate::plan::{self, MatrixSpec, Plan, Target};
+use crate::source::TensorSource;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// What a conversion should do.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Bits per factorized weight, or one rank for all matrices.
+    pub target: Target,
+    /// Paths per matrix, 1 or 2 (residual).
+    pub paths: usize,
+    /// Factorization method.
+    pub method: Method,
+    /// Rotation of the latent space before signs are taken (Dual-SVID only).
+    pub rotate: Option<Rotate>,
+    /// Iterations of the method, `None` for its default.
+    pub iterations: Option<usize>,
+    /// Seed of all random starts.
+    pub seed: u64,
+    /// Threads to use.
+    pub threads: usize,
+    /// Importance matrix of llama-imatrix.
+    pub imatrix: Option<PathBuf>,
+    /// Type of the token embeddings, `None` to keep the source's.
+    pub token_embedding_type: Option<GgmlType>,
+    /// Type of the output head (of tied embeddings too, unless they have a type of their own).
+    pub output_tensor_type: Option<GgmlType>,
+    /// Write a standard GGUF with rebuilt weights of this type instead of a LittleBit GGUF.
+    pub lossy: Option<GgmlType>,
+    /// Replace an existing output.
+    pub force: bool,
+}
+
+/// Progress of a conversion.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// Ranks are fixed; work begins.
+    Planned(&'a Plan),
+    /// Something the user should know that is not an error.
+    Warning(&'a str),
+    /// A matrix is factorized and written.
+    Matrix {
+        /// Position among the plan's matrices, from 0.
+        index: usize,
+        /// Number of matrices.
+        count: usize,
+        /// What came out.
+        report: &'a MatrixReport,
+    },
+}
+
+/// One factorized matrix (all its experts).
+#[derive(Clone, Debug, Serialize)]
+pub struct MatrixReport {
+    /// Weight name.
+    pub name: String,
+    /// Outputs.
+    pub d_out: usize,
+    /// Inputs.
+    pub d_in: usize,
+    /// Experts in the stack.
+    pub experts: usize,
+    /// Rank of each path.
+    pub rank: usize,
+    /// Paths.
+    pub paths: usize,
+    /// Bits of its five tensors.
+    pub bits: u64,
+    /// Bits per weight.
+    pub bpw: f64,
+    /// Relative Frobenius error of the rebuilt weight.
+    pub error: f64,
+    /// The same with columns weighted by importance (equal to `error` without an imatrix).
+    pub weighted_error: f64,
+    /// Wall time of the factorization.
+    pub seconds: f64,
+}
+
+/// One tensor that was not factorized.
+#[derive(Clone, Debug, Serialize)]
+pub struct KeptReport {
+    /// Name.
+    pub name: String,
+    /// ne, fastest first.
+    pub dims: Vec<u64>,
+    /// Type in the output.
+    pub r#type: String,
+    /// Bytes in the output.
+    pub bytes: u64,
+    /// Why it was kept.
+    pub reason: String,
+}
+
+/// Result of a conversion.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Program and version.
+    pub tool: String,
+    /// Input path.
+    pub input: PathBuf,
+    /// Output path.
+    pub output: PathBuf,
+    /// Output form: "littlebit" or "lossy TYPE".
+    pub form: String,
+    /// Method with options.
+    pub method: String,
+    /// Seed.
+    pub seed: u64,
+    /// Threads used.
+    pub threads: usize,
+    /// Importance statistics used, if any.
+    pub imatrix: Option<PathBuf>,
+    /// Bits per factorized weight, from the bytes written.
+    pub bpw: f64,
+    /// Bits of all tensors over all weights.
+    pub bpw_file: f64,
+    /// Weights of the whole model.
+    pub n_params: u64,
+    /// Weights that were factorized.
+    pub factorized_weights: u64,
+    /// Size of the output file.
+    pub bytes: u64,
+    /// Mean of the matrices' relative errors, each weighted by its number of weights.
+    pub mean_error: f64,
+    /// Wall time of the run in seconds.
+    pub seconds: f64,
+    /// Factorized matrices in file order.
+    pub matrices: Vec<MatrixReport>,
+    /// Everything else in file order.
+    pub kept: Vec<KeptReport>,
+}
+
+/// Name and version for [`key::TOOL`].
+pub const TOOL: &str = concat!("littlebit-convert ", env!("CARGO_PKG_VERSION"));
+
+/// What happens to one tensor of the source.
+enum Action {
+    /// Becomes the plan's entry of this index.
+    Factorize(usize),
+    /// Goes on in this type.
+    Keep { ty: GgmlType, reason: String },
+}
+
+/// What a worker hands to the writer.
+enum Done {
+    Factorized { parts: Vec<(String, Vec<u8>)>, report: MatrixReport },
+    Kept(Vec<u8>),
+}
+
+/// Converts `source` into `target`.
+pub fn convert(
+    source: &dyn TensorSource,
+    target: &Path,
+    options: &Options,
+    mut progress: impl FnMut(Event),
+) -> Result<Report> {
+    let started = Instant::now();
+    let mut inputs = vec![source.path()];
+    inputs.extend(options.imatrix.as_deref());
+    output::check_target(target, &inputs, options.force)?;
+    if source.kv().iter().any(|(k, _)| k == key::VERSION) {
+        return Err(Error::unsupported(
+            source.path(),
+            "already a LittleBit file; compress the original model, or rebuild dense weights with --lossy TYPE",
+        ));
+    }
+    let (actions, specs) = sort_tensors(source, options)?;
+    if specs.is_empty() {
+        return Err(Error::unsupported(source.path(), "the model has no weight that can be factorized"));
+    }
+    let imatrix = options.imatrix.as_deref().map(Imatrix::read).transpose()?;
+    if let Some(im) = &imatrix {
+        for warning in im.check(&specs)? {
+            progress(Event::Warning(&warning));
+        }
+    }
+    let plan = plan::plan(&specs, options.target, options.paths, options.method)?;
+    progress(Event::Planned(&plan));
+
+    let sha256 = source.sha256()?;
+    let n_params: u64 = source.tensors().iter().map(|t| t.dims.iter().product::<u64>()).sum();
+    let (descriptors, factor_bits) = describe(source, &actions, &specs, &plan, options);
+    let data_bits: u64 = descriptors.iter().map(|d| 8 * d.nbytes().unwrap_or(0)).sum();
+    let summary = Summary {
+        n_params,
+        bpw: factor_bits as f64 / plan.weights as f64,
+        bpw_file: data_bits as f64 / n_params as f64,
+        sha256,
+        imatrix: imatrix.as_ref(),
+    };
+    let mut kv = littlebit_kv(source, &descriptors, options, &summary);
+    if let Some(ty) = options.lossy {
+        kv = lossy::lossy_kv(&kv, ty);
+    }
+
+    let file = output::AtomicFile::create(target, options.force)?;
+    let mut writer = Writer::new(file.writer()?, &kv, descriptors.clone(), schema::ALIGNMENT)
+        .map_err(|e| at_output(e, target))?;
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(options.threads)
+        .build()
+        .map_err(|e| Error::usage(format!("cannot start {} threads: {e}", options.threads)))?;
+    let (mut matrices, mut kept) = (Vec::new(), Vec::new());
+    let work = |i: usize| -> Result<Done> {
+        match &actions[i] {
+            Action::Keep { ty, .. } => keep(source, i, *ty).map(Done::Kept),
+            Action::Factorize(at) => pool.install(|| {
+                factorize_tensor(source, i, &specs[*at], plan.entries[*at].rank, options, &imatrix)
+            }),
+        }
+    };
+    ordered::run(actions.len(), workers(options.threads, &specs, &plan), work, |i, done| {
+        let t = &source.tensors()[i];
+        match done {
+            Done::Kept(bytes) => {
+                writer.write_tensor(&t.name, &bytes).map_err(|e| at_output(e, target))?;
+                if let Action::Keep { ty, reason } = &actions[i] {
+                    kept.push(KeptReport {
+                        name: t.name.clone(),
+                        dims: t.dims.clone(),
+                        r#type: ty.name().to_string(),
+                        bytes: bytes.len() as u64,
+                        reason: reason.clone(),
+                    });
+                }
+            }
+            Done::Factorized { parts, report } => {
+                for (name, bytes) in &parts {
+                    writer.write_tensor(name, bytes).map_err(|e| at_output(e, target))?;
+                }
+                progress(Event::Matrix { index: matrices.len(), count: specs.len(), report: &report });
+                matrices.push(report);
+            }
+        }
+        Ok(())
+    })?;
+    let w = writer.finish().map_err(|e| at_output(e, target))?;
+    let w = flushed(w, target)?;
+    if options.lossy.is_none() {
+        verify(file.temp_path(), target, &plan, factor_bits)?;
+    }
+    file.commit(w)?;
+    let bytes = std::fs::metadata(target).map_err(|e| Error::io(target, "stat", e))?.len();
+    let share = |m: &MatrixReport| (m.d_out * m.d_in * m.experts) as f64 / plan.weights as f64;
+    Ok(Report {
+        tool: TOOL.to_owned(),
+        input: source.path().to_owned(),
+        output: target.to_owned(),
+        form: match options.lossy {
+            Some(ty) => format!("lossy {}", ty.name()),
+            None => "littlebit".to_owned(),
+        },
+        method: method_text(options),
+        seed: options.seed,
+        threads: options.threads,
+        imatrix: options.imatrix.clone(),
+        bpw: summary.bpw,
+        bpw_file: summary.bpw_file,
+        n_params,
+        factorized_weights: plan.weights,
+        bytes,
+        mean_error: matrices.iter().map(|m| m.error * share(m)).sum(),
+        seconds: started.elapsed().as_secs_f64(),
+        matrices,
+        kept,
+    })
+}
+
+/// The plan alone: what [`convert`] would do, without work on weights.
+pub fn dry_run(source: &dyn TensorSource, options: &Options) -> Result<Plan> {
+    let (_, specs) = sort_tensors(source, options)?;
+    plan::plan(&specs, options.target, options.paths, options.method)
+}
+
+/// Rebuilds the weights of a LittleBit file into a standard GGUF.
+pub fn expand(
+    input: &Path,
+    target: &Path,
+    ty: GgmlType,
+    force: bool,
+    progress: impl FnMut(&str),
+) -> Result<u64> {
+    output::check_target(target, &[input], force)?;
+    let source = LittleBitFile::open(input)?;
+    let file = output::AtomicFile::create(target, force)?;
+    let w = lossy::expand(&source, ty, file.writer()?, progress).map_err(|e| at_output(e, target))?;
+    file.commit(w)?;
+    Ok(std::fs::metadata(target).map_err(|e| Error::io(target, "stat", e))?.len())
+}
+
+/// Decides for every tensor whether it is factorized.
+fn sort_tensors(source: &dyn TensorSource, options: &Options) -> Result<(Vec<Action>, Vec<MatrixSpec>)> {
+    let mut specs = Vec::new();
+    let has_output = source.tensors().iter().any(|t| t.name == "output.weight");
+    let mut actions = Vec::new();
+    for t in source.tensors() {
+        actions.push(match arch::factorizable(&t.name, &t.dims, t.ty) {
+            Ok(shape) => {
+                if !t.ty.can_dequantize() {
+                    return Err(Error::tensor(
+                        source.path(),
+                        &t.name,
+                        format!(
+                            "type {} cannot be read; convert the model to F16 first: \
+                             llama-quantize --allow-requantize IN.gguf OUT.gguf F16",
+                            t.ty.name()
+                        ),
+                    ));
+                }
+                specs.push(MatrixSpec {
+                    name: t.name.clone(),
+                    d_out: shape.d_out,
+                    d_in: shape.d_in,
+                    experts: shape.experts,
+                });
+                Action::Factorize(specs.len() - 1)
+            }
+            Err(reason) => {
+                let wanted = match t.name.as_str() {
+                    "token_embd.weight" if has_output => options.token_embedding_type,
+                    "token_embd.weight" => options.token_embedding_type.or(options.output_tensor_type),
+                    "output.weight" => options.output_tensor_type,
+                    _ => None,
+                };
+                let ty = wanted.unwrap_or(t.ty);
+                if ty.row_bytes(t.dims[0]).is_none() {
+                    return Err(Error::tensor(
+                        source.path(),
+                        &t.name,
+                        format!("rows of {} values cannot be stored as {}; choose f16", t.dims[0], ty.name()),
+                    ));
+                }
+                Action::Keep { ty, reason: reason.to_string() }
+            }
+        });
+    }
+    Ok((actions, specs))
+}
+
+/// Descriptors of the output in order, and the bits of the factor tensors.
+fn describe(
+    source: &dyn TensorSource,
+    actions: &[Action],
+    specs: &[MatrixSpec],
+    plan: &Plan,
+    options: &Options,
+) -> (Vec<TensorDesc>, u64) {
+    let (mut descriptors, mut factor_bits) = (Vec::new(), 0);
+    for (t, action) in source.tensors().iter().zip(actions) {
+        match action {
+            Action::Keep { ty, .. } => {
+                descriptors.push(TensorDesc { name: t.name.clone(), dims: t.dims.clone(), ty: *ty });
+            }
+            Action::Factorize(at) => {
+                let parts =
+                    schema::descriptors(base(&t.name), &shape(&specs[*at], plan.entries[*at].rank, options));
+                factor_bits += parts.iter().map(|d| 8 * d.nbytes().unwrap_or(0)).sum::<u64>();
+                match options.lossy {
+                    None => descriptors.extend(parts),
+                    Some(ty) => descriptors.push(TensorDesc {
+                        name: t.name.clone(),
+                        dims: t.dims.clone(),
+                        ty: lossy::dense_type(ty, t.dims[0]),
+                    }),
+                }
+            }
+        }
+    }
+    (descriptors, factor_bits)
+}
+
+fn base(weight: &str) -> &str {
+    schema::base_name(weight).expect("only weights are planned")
+}
+
+fn shape(spec: &MatrixSpec, rank: usize, options: &Options) -> Shape {
+    Shape { d_out: spec.d_out, d_in: spec.d_in, rank, slices: spec.experts * options.paths }
+}
+
+/// Bytes of a kept tensor in its output type.
+fn keep(source: &dyn TensorSource, i: usize, ty: GgmlType) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if ty == source.tensors()[i].ty {
+        source.read_raw(i, &mut bytes)?;
+    } else {
+        encode(ty, &source.read_f32(i)?, &mut bytes)?;
+    }
+    Ok(bytes)
+}
+
+/// Factorizes all experts of tensor `i`.
+fn factorize_tensor(
+    source: &dyn TensorSource,
+    i: usize,
+    spec: &MatrixSpec,
+    rank: usize,
+    options: &Options,
+    imatrix: &Option<Imatrix>,
+) -> Result<Done> {
+    let started = Instant::now();
+    let w = source.read_f32(i)?;
+    let (d_out, d_in) = (spec.d_out, spec.d_in);
+    let mut slices = Vec::new();
+    let (mut error, mut weighted_error) = (0.0, 0.0);
+    for (e, w) in w.chunks_exact(d_out * d_in).enumerate() {
+        let name = if spec.experts == 1 { spec.name.clone() } else { format!("{}[{e}]", spec.name) };
+        let importance = imatrix.as_ref().and_then(|im| im.importance(&spec.name, e));
+        let outcome = factorize(&Job {
+            name: &name,
+            w,
+            d_out,
+            d_in,
+            rank,
+            paths: options.paths,
+            method: options.method,
+            rotate: options.rotate,
+            importance,
+            seed: options.seed,
+            iterations: options.iterations,
+        })?;
+        error += outcome.error_plain / spec.experts as f64;
+        weighted_error += outcome.error_weighted / spec.experts as f64;
+        slices.extend(outcome.paths);
+    }
+    let factors = Factors { paths: options.paths, slices };
+    let parts: Vec<(String, Vec<u8>)> = match options.lossy {
+        None => Part::ALL
+            .iter()
+            .map(|&p| (format!("{}{}", base(&spec.name), p.suffix()), schema::part_bytes(&factors, p)))
+            .collect(),
+        Some(ty) => {
+            let ty = lossy::dense_type(ty, d_in as u64);
+            vec![(spec.name.clone(), lossy::dense_bytes(&factors, ty)?)]
+        }
+    };
+    let bits = crate::format::factors::slice_bits(d_out, d_in, rank) * (spec.experts * options.paths) as u64;
+    let weights = (d_out * d_in * spec.experts) as f64;
+    let report = MatrixReport {
+        name: spec.name.clone(),
+        d_out,
+        d_in,
+        experts: spec.experts,
+        rank,
+        paths: options.paths,
+        bits,
+        bpw: bits as f64 / weights,
+        error,
+        weighted_error,
+        seconds: started.elapsed().as_secs_f64(),
+    };
+    Ok(Done::Factorized { parts, report })
+}
+
+/// Threads that factorize different matrices at once: as many as asked for, while their working sets
+/// (about six times the largest matrix in f32: weight, products and both factors with their duals) fit in
+/// 1 GiB together. Below that number the matrices themselves are computed in parallel.
+fn workers(threads: usize, specs: &[MatrixSpec], plan: &Plan) -> usize {
+    let set = specs.iter().zip(&plan.entries).map(|(s, e)| {
+        let (m, n, r) = (s.d_out, s.d_in, e.rank);
+        4 * (2 * m * n + 5 * r * (m + n) + 2 * r * r)
+    });
+    let largest = set.max().unwrap_or(1);
+    ((1 << 30) / largest).clamp(1, threads.max(1))
+}
+
+/// Figures for the KV block.
+struct Summary<'a> {
+    n_params: u64,
+    bpw: f64,
+    bpw_file: f64,
+    sha256: String,
+    imatrix: Option<&'a Imatrix>,
+}
+
+fn method_text(options: &Options) -> String {
+    let mut text = format!("{} paths={}", options.method, options.paths);
+    if let Some(r) = options.rotate {
+        text += &format!(" rotate={r}");
+    }
+    if let Some(n) = options.iterations {
+        text += &format!(" iterations={n}");
+    }
+    text
+}
+
+/// The source's KV in order, with what a LittleBit file must say.
+fn littlebit_kv(
+    source: &dyn TensorSource,
+    descriptors: &[TensorDesc],
+    options: &Options,
+    summary: &Summary,
+) -> Vec<(String, Value)> {
+    // A file of its own: shard bookkeeping of the source no longer holds.
+    let mut kv: Vec<(String, Value)> =
+        source.kv().iter().filter(|(k, _)| !k.starts_with("split.")).cloned().collect();
+    let largest = descriptors.iter().filter(|d| d.ty != GgmlType::I8).max_by_key(|d| d.nbytes());
+    if let Some(ft) = largest.and_then(|d| schema::file_type(d.ty)) {
+        schema::set(&mut kv, "general.file_type", Value::U32(ft));
+    }
+    schema::set(&mut kv, "general.alignment", Value::U32(schema::ALIGNMENT as u32));
+    let text = |s: &str| Value::Str(s.as_bytes().to_vec());
+    let dataset = summary.imatrix.map(|im| im.dataset.clone()).unwrap_or_default();
+    let tokens = summary.imatrix.and_then(|im| im.tokens).unwrap_or(0);
+    for (k, v) in [
+        (key::VERSION, Value::U32(schema::VERSION)),
+        (key::REQUIRES, text(schema::REQUIRES)),
+        (key::PATHS, Value::U32(options.paths as u32)),
+        (key::N_PARAMS, Value::U64(summary.n_params)),
+        (key::BPW, Value::F32(summary.bpw as f32)),
+        (key::BPW_FILE, Value::F32(summary.bpw_file as f32)),
+        (key::METHOD, text(&method_text(options))),
+        (key::TOOL, text(TOOL)),
+        (key::SEED, Value::U64(options.seed)),
+        (key::SOURCE_NAME, text(&source.describe())),
+        (key::SOURCE_SHA256, text(&summary.sha256)),
+        (key::CALIBRATION_DATASET, text(&dataset)),
+        (key::CALIBRATION_TOKENS, Value::U64(tokens)),
+    ] {
+        schema::set(&mut kv, k, v);
+    }
+    kv
+}
+
+/// Errors of the writer know no path; give them the output's.
+fn at_output(e: Error, target: &Path) -> Error {
+    match e {
+        Error::Io { op, source, .. } => Error::io(target, op, source),
+        other => other,
+    }
+}
+
+fn flushed(
+    mut w: std::io::BufWriter<std::fs::File>,
+    target: &Path,
+) -> Result<std::io::BufWriter<std::fs::File>> {
+    use std::io::Write;
+    w.flush().map_err(|e| Error::io(target, "write", e))?;
+    Ok(w)
+}
+
+/// Reads the finished file back before it gets its name: every matrix is there, sound, and takes the bits announced.
+fn verify(temp: &Path, target: &Path, plan: &Plan, factor_bits: u64) -> Result<()> {
+    let wrong = |what: String| Error::tensor(target, "(verification)", what);
+    let file = LittleBitFile::open(temp)?;
+    if file.matrices().len() != plan.entries.len() || file.factor_bits() != factor_bits {
+        return Err(wrong(format!(
+            "read back {} matrices in {} bits, wrote {} in {factor_bits}",
+            file.matrices().len(),
+            file.factor_bits(),
+            plan.entries.len(),
+        )));
+    }
+    for m in file.matrices() {
+        file.read_factors(m)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,311 @@
+//! The real binary on small models: what it writes, what it prints, what it refuses.
+
+mod support;
+
+use littlebit::format::{LittleBitFile, factors::slice_bits, schema};
+use littlebit::gguf::{Gguf, Value};
+use serde_json::Value as Json;
+use support::{fails, ok, run, s, small_model, small_tensors};
+
+fn untouched(_: &str, _: &mut Vec<f32>) {}
+
+#[test]
+fn writes_schema_v1() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = small_model(dir.path(), untouched);
+    let out = dir.path().join("out.gguf");
+    let stdout = ok(&[s(&input), s(&out), "--rank", "64", "--method", "admm"]);
+    assert!(stdout.contains("not tuned"), "the run must end with the warning: {stdout}");
+
+    let file = LittleBitFile::open(&out).unwrap();
+    assert_eq!(file.matrices().len(), 7);
+    let source = Gguf::open(&input).unwrap();
+    // All KV of the source, in order, unknown ones and their odd bytes included.
+    let kept: Vec<_> = file.gguf.kv.iter().filter(|(k, _)| source.get(k).is_some()).collect();
+    assert_eq!(kept, source.kv.iter().collect::<Vec<_>>());
+    assert_eq!(file.gguf.get("general.alignment"), Some(&Value::U32(64)));
+    assert_eq!(file.gguf.get("littlebit.version"), Some(&Value::U32(1)));
+    let n_params: u64 = small_tensors().iter().map(|(_, d)| d.iter().product::<u64>()).sum();
+    assert_eq!(file.gguf.get("littlebit.n_params"), Some(&Value::U64(n_params)));
+    let bits: u64 = file.matrices().iter().map(|m| slice_bits(m.shape.d_out, m.shape.d_in, 64)).sum();
+    assert_eq!(file.factor_bits(), bits);
+    let bpw = bits as f64 / file.factorized_weights() as f64;
+    assert_eq!(file.gguf.get("littlebit.bpw"), Some(&Value::F32(bpw as f32)));
+    for m in file.matrices() {
+        assert_eq!(m.shape.rank, 64, "{}", m.name);
+        assert!(file.gguf.tensor(&format!("{}.weight", m.name)).is_none());
+        let factors = file.read_factors(m).unwrap();
+        // The rebuilt weight resembles the original better than nothing does.
+        let w = source.read_f32(source.tensor(&format!("{}.weight", m.name)).unwrap()).unwrap();
+        let dense = factors.dense(0);
+        let norm = |v: &[f32]| v.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+        let diff: Vec<f32> = w.iter().zip(&dense).map(|(a, b)| a - b).collect();
+        let error = norm(&diff) / norm(&w);
+        assert!(error < 0.9, "{}: {error}", m.name);
+    }
+    // Norms and embeddings are untouched bytes.
+    for name in ["token_embd.weight", "blk.0.attn_norm.weight", "output_norm.weight"] {
+        let (mut a, mut b) = (Vec::new(), Vec::new());
+        source.read(source.tensor(name).unwrap(), &mut a).unwrap();
+        file.gguf.read(file.gguf.tensor(name).unwrap(), &mut b).unwrap();
+        assert_eq!(a, b);
+    }
+}
+
+#[test]
+fn json_report_agrees_with_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = small_model(dir.path(), untouched);
+    let out = dir.path().join("out.gguf");
+    let stdout = ok(&[s(&input), s(&out), "--bpw", "1.5", "--json"]);
+    let events: Vec<Json> = stdout.lines().map(|l| serde_json::from_str(l).expect(l)).collect();
+    assert_eq!(events[0]["event"], "planned");
+    assert_eq!(events.iter().filter(|e| e["event"] == "matrix").count(), 7);
+    let done = events.last().unwrap();
+    assert_eq!(done["event"], "done");
+    let report = &done["report"];
+    assert_eq!(report["bytes"].as_u64().unwrap(), std::fs::metadata(&out).unwrap().len());
+    let info: Json = serde_json::from_str(&ok(&["info", s(&out), "--json"])).unwrap();
+    assert_eq!(info["littlebit"]["bpw"], report["bpw"]);
+    assert_eq!(info["littlebit"]["bpw_file"], report["bpw_file"]);
+    for (m, i) in
+        report["matrices"].as_array().unwrap().iter().zip(info["littlebit"]["matrices"].as_array().unwrap())
+    {
+        assert_eq!(m["bits"], i["bits"]);
+        assert_eq!(m["rank"], i["rank"]);
+    }
+    let text = ok(&["info", s(&out)]);
+    assert!(text.contains("blk.0.ffn_down") && text.contains("littlebit.requires"), "{text}");
+    assert!(ok(&["info", s(&input)]).contains("not a LittleBit file"));
+}
+
+#[test]
+fn same_bytes_for_any_number_of_threads() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = small_model(dir.path(), untouched);
+    for extra in [&["--method", "admm"][..], &["--method", "dual-svid", "--rotate", "itq", "--paths", "2"]] {
+        let mut files = Vec::new();
+        for threads in ["1", "2", "3"] {
+            let out = dir.path().join(format!("out{threads}.gguf"));
+            let args =
+                [&[s(&input), s(&out), "--rank", "32", "--seed", "7", "--force", "-t", threads], extra]
+                    .concat();
+            ok(&args);
+            files.push(std::fs::read(out).unwrap());
+        }
+        assert!(files[0] == files[1] && files[0] == files[2]);
+        let other = dir.path().join("other.gguf");
+        ok(&[&[s(&input), s(&other), "--rank", "32", "--seed", "8", "--force"], extra].concat());
+        assert!(std::fs::read(other).unwrap() != files[0], "the seed has no effect");
+    }
+}
+
+#[test]
+fn lossy_forms_hold_the_same_product() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = small_model(dir.path(), untouched);
+    let (lb, direct, later) =
+        (dir.path().join("lb.gguf"), dir.path().join("d.gguf"), dir.path().join("l.gguf"));
+    ok(&[s(&input), s(&lb), "--rank", "32"]);
+    ok(&[s(&input), s(&direct), "--rank", "32", "--lossy", "f32"]);
+    ok(&[s(&lb), s(&later), "--lossy", "f32"]);
+    let (file, direct, later) =
+        (LittleBitFile::open(&lb).unwrap(), Gguf::open(&direct).unwrap(), Gguf::open(&later).unwrap());
+    assert!(direct.kv.iter().all(|(k, _)| !k.starts_with("littlebit.")));
+    for m in file.matrices() {
+        let name = format!("{}.weight", m.name);
+        let want = file.read_factors(m).unwrap().dense(0);
+        assert_eq!(direct.read_f32(direct.tensor(&name).unwrap()).unwrap(), want);
+        assert_eq!(later.read_f32(later.tensor(&name).unwrap()).unwrap(), want);
+    }
+    let half = dir.path().join("h.gguf");
+    for ty in ["f16", "q8_0"] {
+        ok(&[s(&lb), s(&half), "--lossy", ty, "--force"]);
+        let g = Gguf::open(&half).unwrap();
+        // 200 columns do not fill blocks of 32: the one matrix that cannot be q8_0 is f16.
+        let down = g.tensor("blk.0.ffn_down.weight").unwrap();
+        assert_eq!(down.ty.name().to_string().to_lowercase(), "f16");
+        let up = g.tensor("blk.0.ffn_up.weight").unwrap();
+        assert_eq!(up.ty.name().to_string().to_lowercase(), ty);
+        assert_eq!(g.get("general.file_type").unwrap().as_u64().map(|x| x as u32), schema::file_type(up.ty));
+    }
+}
+
+#[test]
+fn embedding_type_is_honoured() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = small_model(dir.path(), untouched);
+    let out = dir.path().join("out.gguf");
+    // Tied embeddings: the head's type applies unless the embeddings have their own.
+    ok(&[s(&input), s(&out), "--rank", "32", "--output-tensor-type", "q8_0"]);
+    assert_eq!(
+        Gguf::open(&out).unwrap().tensor("token_embd.weight").unwrap().ty,
+        littlebit::gguf::GgmlType::Q8_0
+    );
+    ok(&[s(&input), s(&out), "--rank", "32", "--token-embedding-type", "F16", "--force"]);
+    let g = Gguf::open(&out).unwrap();
+    assert_eq!(g.tensor("token_embd.weight").unwrap().ty, littlebit::gguf::GgmlType::F16);
+    assert_eq!(g.get("general.file_type"), Some(&Value::U32(1)));
+    let e = fails(2, &[s(&input), s(&out), "--token-embedding-type", "q4_K"]);
+    assert!(e.contains("llama-quantize"), "{e}");
+}
+
+#[test]
+fn refuses_bad_requests() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = small_model(dir.path(), untouched);
+    let out = dir.path().join("out.gguf");
+    let bad = |code: i32, extra: &[&str], word: &str| {
+        let e = fails(code, &[&[s(&input), s(&out)], extra].concat());
+        assert!(e.contains(word), "{extra:?}: {e}");
+        assert!(!out.exists(), "{extra:?} left an output");
+    };
+    bad(2, &["--bpw", "0"], "bpw");
+    bad(2, &["--bpw=-1"], "bpw");
+    bad(2, &["--bpw", "nan"], "bpw");
+    bad(2, &["--bpw", "1e9"], "bpw");
+    bad(2, &["--rank", "33"], "32");
+    bad(2, &["--rank", "0"], "rank");
+    bad(2, &["--rank", "32", "--bpw", "1"], "cannot be used with");
+    bad(2, &["--paths", "3"], "paths");
+    bad(2, &["--method", "magic"], "admm");
+    bad(2, &["--rotate", "itq"], "dual-svid");
+    bad(2, &["--threads", "0"], "threads");
+    bad(2, &["--lossy", "q4_0"], "llama-quantize");
+    bad(1, &["--imatrix", "/no/such/file"], "/no/such/file");
+    let e = fails(2, &[s(&input)]);
+    assert!(e.contains("output"), "{e}");
+    let e = fails(1, &["/no/such/model.gguf", s(&out)]);
+    assert!(e.contains("/no/such/model.gguf"), "{e}");
+}
+
+#[test]
+fn never_overwrites_by_accident() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = small_model(dir.path(), untouched);
+    let before = std::fs::read(&input).unwrap();
+    let e = fails(2, &[s(&input), s(&input), "--force"]);
+    assert!(e.contains("same file"), "{e}");
+    let link = dir.path().join("link.gguf");
+    std::os::unix::fs::symlink(&input, &link).unwrap();
+    fails(2, &[s(&input), s(&link), "--force"]);
+    assert_eq!(std::fs::read(&input).unwrap(), before);
+
+    let out = dir.path().join("out.gguf");
+    std::fs::write(&out, "precious").unwrap();
+    let e = fails(2, &[s(&input), s(&out), "--rank", "32"]);
+    assert!(e.contains("--force"), "{e}");
+    assert_eq!(std::fs::read(&out).unwrap(), b"precious");
+    ok(&[s(&input), s(&out), "--rank", "32", "--force"]);
+    LittleBitFile::open(&out).unwrap();
+    // Compressing the result again makes no sense.
+    let e = fails(1, &[s(&out), s(&dir.path().join("again.gguf"))]);
+    assert!(e.contains("already a LittleBit file"), "{e}");
+}
+
+#[test]
+fn unwritable_output_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = small_model(dir.path(), untouched);
+    let e = fails(1, &[s(&input), "/no/such/dir/out.gguf", "--rank", "32"]);
+    assert!(e.contains("/no/such/dir/out.gguf"), "{e}");
+    let e = fails(2, &[s(&input), s(dir.path()), "--rank", "32", "--force"]);
+    assert!(e.contains("directory"), "{e}");
+    // A device is no place for a model.
+    let e = fails(1, &[s(&input), "/proc/out.gguf", "--rank", "32"]);
+    assert!(e.contains("/proc/out.gguf"), "{e}");
+}
+
+#[test]
+fn full_disk_names_the_tensor_and_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = small_model(dir.path(), untouched);
+    let small = dir.path().join("small-disk");
+    std::fs::create_dir(&small).unwrap();
+    // A tmpfs of 16 KiB in a mount namespace of its own; the file needs about 30 KiB.
+    let script = format!(
+        "mount -t tmpfs -o size=16k none {0} && {1} {2} {0}/out.gguf --rank 32; code=$?; ls -A {0}; exit $code",
+        s(&small),
+        support::BIN,
+        s(&input)
+    );
+    // SAFETY: geteuid has no preconditions.
+    let root = unsafe { libc::geteuid() } == 0;
+    let flags: &[&str] = if root { &["--mount"] } else { &["--user", "--map-root-user", "--mount"] };
+    let out = std::process::Command::new("unshare").args(flags).args(["sh", "-c", &script]).output().unwrap();
+    let (stdout, stderr) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert_eq!(out.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("No space left") && stderr.contains("out.gguf"), "{stderr}");
+    assert_eq!(stdout.trim(), "", "something was left on the full disk");
+}
+
+#[test]
+fn non_finite_weights_are_named() {
+    for (bad, word) in [(f32::NAN, "NaN"), (f32::INFINITY, "inf"), (f32::NEG_INFINITY, "inf")] {
+        let dir = tempfile::tempdir().unwrap();
+        let input = small_model(dir.path(), |name, v| {
+            if name == "blk.0.ffn_up.weight" {
+                v[777] = bad;
+            }
+        });
+        let out = dir.path().join("out.gguf");
+        let e = fails(1, &[s(&input), s(&out), "--rank", "32"]);
+        assert!(e.contains("blk.0.ffn_up.weight") && e.contains("777"), "{e}");
+        assert!(e.to_lowercase().contains(&word.to_lowercase()), "{e}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "a temporary file was left");
+    }
+}
+
+#[test]
+fn odd_weights_convert() {
+    // Zero, constant, rank one, tiny, huge: all finite, all representable.
+    let dir = tempfile::tempdir().unwrap();
+    let input = small_model(dir.path(), |name, v| match name {
+        "blk.0.attn_q.weight" => v.fill(0.0),
+        "blk.0.attn_k.weight" => v.fill(0.25),
+        "blk.0.attn_v.weight" => v.iter_mut().enumerate().for_each(|(i, x)| *x = (i / 96) as f32 - 20.0),
+        "blk.0.ffn_up.weight" => v.iter_mut().for_each(|x| *x *= 1e-3),
+        "blk.0.ffn_gate.weight" => v.iter_mut().for_each(|x| *x *= 1e3),
+        _ => {}
+    });
+    for method in ["admm", "dual-svid"] {
+        let out = dir.path().join(format!("{method}.gguf"));
+        ok(&[s(&input), s(&out), "--rank", "32", "--method", method]);
+        let file = LittleBitFile::open(&out).unwrap();
+        let zero = file.read_factors(file.find("blk.0.attn_q").unwrap()).unwrap().dense(0);
+        assert!(zero.iter().all(|x| *x == 0.0), "{method}: a zero matrix must stay zero");
+    }
+}
+
+#[test]
+fn truncated_gguf_is_refused_at_every_byte_of_its_header() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = small_model(dir.path(), untouched);
+    let bytes = std::fs::read(&input).unwrap();
+    let header = Gguf::open(&input).unwrap().data_offset as usize;
+    let (cut, out) = (dir.path().join("cut.gguf"), dir.path().join("out.gguf"));
+    // A process per byte would take minutes: a process for every 16th, the library for all of them.
+    for n in 0..header + 64 {
+        std::fs::write(&cut, &bytes[..n]).unwrap();
+        let e = Gguf::open(&cut).expect_err("a truncated file was accepted").to_string();
+        assert!(e.contains("cut.gguf") && e.contains("byte"), "{n}: {e}");
+        if n % 16 == 0 {
+            let e = fails(1, &[s(&cut), s(&out)]);
+            assert!(e.contains("cut.gguf"), "{n}: {e}");
+        }
+    }
+    assert!(!out.exists());
+}
+
+#[test]
+fn help_and_version() {
+    let help = ok(&["--help"]);
+    for word in ["--bpw", "--imatrix", "--lossy", "Examples:", "Exit codes"] {
+        assert!(help.contains(word), "{word}");
+    }
+    assert!(ok(&["--version"]).contains(env!("CARGO_PKG_VERSION")));
+    assert_eq!(run(&[]).status.code(), Some(2));
+    let plan =
+        ok(&[s(&small_model(tempfile::tempdir().unwrap().path(), untouched)), "--dry-run", "--bpw", "1.5"]);
+    assert!(plan.contains("7 matrices"), "{plan}");
+}
