@@ -213,7 +213,11 @@ mod tests {
                     let row = byte / 32 / (padded_cols(cols) / 8) * 32 + byte % 32;
                     let col = (byte / 32) % (padded_cols(cols) / 8) * 8 + bit;
                     let inside = row < rows && col < cols;
-                    assert_eq!(check_tile(rows, cols, &t).is_ok(), inside, "{rows}x{cols} byte {byte} bit {bit}");
+                    assert_eq!(
+                        check_tile(rows, cols, &t).is_ok(),
+                        inside,
+                        "{rows}x{cols} byte {byte} bit {bit}"
+                    );
                 }
             }
         }

@@ -1,0 +1,2 @@
+//! AVX2 (placeholder of this commit: portable code).
+pub(super) use super::scalar::OPS;
