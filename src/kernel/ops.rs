@@ -58,3 +58,100 @@ pub(super) struct Ops {
     /// As `int_out`.
     pub f32_out: unsafe fn(sums: &F32Sums, out: Output<'_>),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bits::SignMatrix;
+    use crate::kernel::available;
+
+    const UNIT: Step = Step { shift: 1.0, step: 1.0, unshift: 1.0 };
+
+    /// Lookups of the integers `q` against naive sums, on every kernel that runs here.
+    fn compare(q: &[i16], signs: &SignMatrix) {
+        let (rows, cols) = (signs.rows(), signs.cols());
+        assert!(rows % 32 == 0 && cols % 16 == 0 && q.len() == cols);
+        let want: Vec<i32> = (0..rows)
+            .map(|r| {
+                q.iter()
+                    .enumerate()
+                    .map(|(c, q)| i32::from(*q) * if signs.is_plus(r, c) { 1 } else { -1 })
+                    .sum()
+            })
+            .collect();
+        let x: Vec<f32> = q.iter().map(|q| f32::from(*q)).collect();
+        for kernel in available() {
+            let mut tables = vec![Line::ZERO; cols / 8];
+            let mut sums = vec![[0i32; 32]; rows / 32];
+            // SAFETY: the kernel is available.
+            unsafe {
+                let start = (kernel.ops().int_tables)(&x, None, UNIT, &mut tables);
+                for from in (0..cols / 8).step_by(RUN_COLS / 8) {
+                    let run = &tables[from..(from + RUN_COLS / 8).min(cols / 8)];
+                    let start = (from == 0).then_some(start);
+                    (kernel.ops().int_rows)(
+                        &signs.as_bytes()[from * 32..],
+                        cols / 8 * 32,
+                        run,
+                        &mut sums,
+                        start,
+                    );
+                }
+            }
+            assert_eq!(sums.as_flattened(), want, "{kernel} {rows} x {cols}");
+        }
+    }
+
+    #[test]
+    fn integer_sums_are_exact_at_the_limits_of_the_tables() {
+        // Every split of 4095 that the group rule allows at its edges, in every combination of signs, for
+        // rows that agree with all activations, with none, and with some: the 6-bit halves and the 16-bit
+        // accumulators are then full.
+        let groups = [
+            [2047, 2047, 1, 0],
+            [1, 2046, 2047, 1],
+            [1024, 1024, 1024, 1023],
+            [0, 0, 0, 2047],
+            [2047, 0, 2047, 0],
+        ];
+        for cols in [16, 4080, 4096, 4112, 12304] {
+            for (i, group) in groups.iter().enumerate() {
+                let flip = |c: usize| (c / 4 * 7 + i) >> (c % 4) & 1 == 1;
+                let q: Vec<i16> =
+                    (0..cols).map(|c| if flip(c) { -group[c % 4] } else { group[c % 4] }).collect();
+                let signs = SignMatrix::from_fn(64, cols, |r, c| match r % 4 {
+                    0 => q[c] > 0,
+                    1 => q[c] < 0,
+                    2 => true,
+                    _ => (r * 31 + c * 17 + c / 5) % 7 < 3,
+                });
+                compare(&q, &signs);
+                compare(&vec![0; cols], &signs);
+            }
+        }
+    }
+
+    #[test]
+    fn kernels_see_the_same_extent() {
+        for len in [1usize, 3, 7, 8, 9, 17, 100] {
+            let x: Vec<f32> = (0..len).map(|i| ((i * 37 % 19) as f32 - 9.3) * 1e-3).collect();
+            let g: Vec<f16> = (0..len).map(|i| f16::from_bits((i * 977 % 0x7c00) as u16)).collect();
+            for bad in [None, Some(f32::NAN), Some(f32::NEG_INFINITY), Some(f32::MAX)] {
+                let mut x = x.clone();
+                if let Some(bad) = bad {
+                    x[len - 1] = bad;
+                }
+                for pre in [None, Some(&g[..])] {
+                    let extents = available().into_iter().map(|kernel| {
+                        // SAFETY: the kernel is available.
+                        let e = unsafe { (kernel.ops().extent)(&x, pre) };
+                        // Which NaN or how far beyond infinity is open.
+                        Extent { value: e.value.min(0x7f80_0000), group: e.group.min(0x7f80_0000) }
+                    });
+                    let extents: Vec<_> = extents.collect();
+                    assert!(extents.windows(2).all(|w| w[0] == w[1]), "{len} {bad:?}: {extents:?}");
+                }
+            }
+        }
+    }
+}

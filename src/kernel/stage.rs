@@ -87,6 +87,12 @@ impl<'a> Stage<'a> {
         padded_cols(self.cols) / 8 * mode.table_lines()
     }
 
+    /// Sums of a row block that are alive together: those of every column of the batch, if the columns of `S`
+    /// take several runs.
+    fn sums_per_block(&self, batch: usize) -> usize {
+        if padded_cols(self.cols) > RUN_COLS { batch } else { 1 }
+    }
+
     /// Columns processed together.
     fn batch(&self, n: usize, mode: Mode) -> usize {
         let bytes = (self.tables_per_column(mode) * LINE).max(1);
@@ -97,7 +103,9 @@ impl<'a> Stage<'a> {
     /// growing at 32 columns.
     pub fn work_size(&self, n: usize, mode: Mode) -> usize {
         let batch = self.batch(n, mode);
-        let sums = group_blocks(batch) * mode.sum_lines();
+        // The last batch may be a single column, with its larger group.
+        let blocks = SINGLE_BLOCKS.max(BATCH_BLOCKS * self.sums_per_block(batch));
+        let sums = blocks * mode.sum_lines();
         (self.tables_per_column(mode) * batch + sums) * LINE + LINE - 1
     }
 
@@ -176,7 +184,8 @@ impl<'a> Stage<'a> {
         let per_column = self.tables_per_column(A::MODE);
         let (tables, rest) = lines(work).split_at_mut(per_column * columns.len());
         let group = group_blocks(columns.len());
-        let sums: &mut [A::Sums] = view(&mut rest[..group * A::MODE.sum_lines()]);
+        let slots = self.sums_per_block(columns.len());
+        let sums: &mut [A::Sums] = view(&mut rest[..group * slots * A::MODE.sum_lines()]);
 
         let mut state = [(Step { shift: 1.0, step: 0.0, unshift: 1.0 }, A::Start::default()); MAX_BATCH];
         for (c, t) in columns.clone().enumerate() {
@@ -196,7 +205,8 @@ impl<'a> Stage<'a> {
                 for (c, t) in columns.clone().enumerate() {
                     let tables = &tables[c * per_column..][from..to];
                     let start = (from == 0).then_some(state[c].1);
-                    let sums = &mut sums[..group.len()];
+                    let slot = c % slots;
+                    let sums = &mut sums[slot * group.len()..][..group.len()];
                     // SAFETY: this CPU has what `ops` needs.
                     unsafe { A::rows(ops, tile, stride, tables, sums, start) };
                     if to < per_column {
