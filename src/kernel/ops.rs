@@ -36,27 +36,35 @@ pub(super) struct Output<'a> {
     pub y: *mut f32,
 }
 
+/// Extent of `pre * x`.
+pub(super) type ExtentOf = unsafe fn(x: &[f32], pre: Option<&[f16]>) -> Extent;
+
+/// Quantizes `pre * x` with a usable step and builds its tables. Returns what every row's sum starts at.
+pub(super) type IntTables = unsafe fn(x: &[f32], pre: Option<&[f16]>, step: Step, tables: &mut [Line]) -> i32;
+
+/// Builds the f32 tables of `pre * x`.
+pub(super) type F32Tables = unsafe fn(x: &[f32], pre: Option<&[f16]>, tables: &mut [Line]);
+
+/// Adds the columns of `tables`, at most [`RUN_COLS`], to `sums`, which start at `start` if given.
+/// `Mode::F32` sums chunks of [`F32_CHUNK`] columns from the first of the call.
+pub(super) type Rows<Sums, Start> =
+    unsafe fn(tile: &[u8], stride: usize, tables: &[Line], sums: &mut [Sums], start: Option<Start>);
+
+/// `y = add + ((f32(sum) * step) * unshift) * post`.
+pub(super) type Out<Sums> = unsafe fn(sums: &Sums, out: Output<'_>);
+
 /// The primitives of one instruction set.
 ///
 /// Tables cover the columns padded to 16. `tile` starts at the first row block and column of a call; row
 /// block `b` starts `b * stride` bytes further on. There are as many row blocks as `sums`.
 pub(super) struct Ops {
-    /// Extent of `pre * x`.
-    pub extent: unsafe fn(x: &[f32], pre: Option<&[f16]>) -> Extent,
-    /// Quantizes `pre * x` with a usable step and builds its tables. Returns what every row's sum starts at.
-    pub int_tables: unsafe fn(x: &[f32], pre: Option<&[f16]>, step: Step, tables: &mut [Line]) -> i32,
-    /// Builds the f32 tables of `pre * x`.
-    pub f32_tables: unsafe fn(x: &[f32], pre: Option<&[f16]>, tables: &mut [Line]),
-    /// Adds the columns of `tables` (at most [`RUN_COLS`]) to `sums`, which start at `start` if given.
-    pub int_rows:
-        unsafe fn(tile: &[u8], stride: usize, tables: &[Line], sums: &mut [IntSums], start: Option<i32>),
-    /// As `int_rows`, in chunks of [`F32_CHUNK`] columns from the first of the call.
-    pub f32_rows:
-        unsafe fn(tile: &[u8], stride: usize, tables: &[Line], sums: &mut [F32Sums], start: Option<f64>),
-    /// `y = add + ((f32(sum) * step) * unshift) * post`.
-    pub int_out: unsafe fn(sums: &IntSums, out: Output<'_>),
-    /// As `int_out`.
-    pub f32_out: unsafe fn(sums: &F32Sums, out: Output<'_>),
+    pub extent: ExtentOf,
+    pub int_tables: IntTables,
+    pub f32_tables: F32Tables,
+    pub int_rows: Rows<IntSums, i32>,
+    pub f32_rows: Rows<F32Sums, f64>,
+    pub int_out: Out<IntSums>,
+    pub f32_out: Out<F32Sums>,
 }
 
 #[cfg(test)]
@@ -70,7 +78,7 @@ mod tests {
     /// Lookups of the integers `q` against naive sums, on every kernel that runs here.
     fn compare(q: &[i16], signs: &SignMatrix) {
         let (rows, cols) = (signs.rows(), signs.cols());
-        assert!(rows % 32 == 0 && cols % 16 == 0 && q.len() == cols);
+        assert!(rows.is_multiple_of(32) && cols.is_multiple_of(16) && q.len() == cols);
         let want: Vec<i32> = (0..rows)
             .map(|r| {
                 q.iter()

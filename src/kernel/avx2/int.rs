@@ -84,7 +84,7 @@ fn agreeing_sums(q: __m128i) -> (__m256i, __m256i) {
 /// Adds `2 T` of all lookups to the sums of every row block.
 #[target_feature(enable = "avx2,f16c")]
 pub(super) fn rows(tile: &[u8], stride: usize, tables: &[Line], sums: &mut [IntSums], start: Option<i32>) {
-    assert!(tables.len() % 2 == 0 && tables.len() <= RUN_COLS / 8);
+    assert!(tables.len().is_multiple_of(2) && tables.len() <= RUN_COLS / 8);
     for (b, sums) in sums.iter_mut().enumerate() {
         if let Some(start) = start {
             *sums = [start; 32];
