@@ -9,6 +9,7 @@
 #include "ggml.h"
 
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <memory>
 #include <string>
@@ -31,6 +32,13 @@ struct random_floats {
         return static_cast<float>(static_cast<int64_t>(state * 2685821657736338717ull) >> 40) / 8388608.0f;
     }
 };
+
+// Repacking reports every tensor.
+void log_warnings(ggml_log_level level, const char * text, void *) {
+    if (level >= GGML_LOG_LEVEL_WARN && level != GGML_LOG_LEVEL_CONT) {
+        std::fputs(text, stderr);
+    }
+}
 
 ggml_backend_buffer_type_t repack_buffer_type(ggml_backend_t backend) {
     ggml_backend_dev_t device = ggml_backend_get_device(backend);
@@ -64,6 +72,7 @@ struct gb_pool {
 extern "C" {
 
 gb_engine * gb_open(int n_threads) {
+    ggml_log_set(log_warnings, nullptr);
     ggml_threadpool_params params = ggml_threadpool_params_default(n_threads);
     gb_engine * engine = new gb_engine{ ggml_backend_cpu_init(), ggml_threadpool_new(&params) };
     ggml_backend_cpu_set_n_threads(engine->backend, n_threads);

@@ -13,8 +13,8 @@ use super::{each_eight, write};
 use half::f16;
 use std::arch::x86_64::*;
 
-/// How far ahead of the lookups signs are fetched, bytes.
-const PREFETCH: usize = 1024;
+/// How many bytes of signs ahead of the lookups memory is asked for: about a DRAM latency's worth of lookups.
+const PREFETCH: usize = 6144;
 
 /// A line holds the tables of two groups A, B of four columns: low halves of A and B, high halves of A and B,
 /// 16 bytes each. Returns minus the sum of `|q|`.
@@ -89,25 +89,31 @@ pub(super) fn rows(tile: &[u8], stride: usize, tables: &[Line], sums: &mut [IntS
         if let Some(start) = start {
             *sums = [start; 32];
         }
-        row_block(&tile[b * stride..][..32 * tables.len()], tables, sums);
+        // The row block after this one, where prefetching goes on. Beyond the last it may point anywhere.
+        let next = tile.as_ptr().wrapping_add((b + 1) * stride);
+        row_block(&tile[b * stride..][..32 * tables.len()], next, tables, sums);
     }
 }
 
 /// One row block: `tile` is 32 bytes per line of tables.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn row_block(tile: &[u8], tables: &[Line], sums: &mut IntSums) {
+fn row_block(tile: &[u8], next: *const u8, tables: &[Line], sums: &mut IntSums) {
     let nibble = _mm256_set1_epi8(15);
     let zero = _mm256_setzero_si256();
     // 16-bit sums per half. `*_all` adds vectors of bytes (even + 256 odd) as they are, `*_odd` their odd
     // bytes; the even sums follow modulo 2^16. Both stay below 2^16: 256 steps of at most 4 * 63.
     let (mut low_all, mut low_odd, mut high_all, mut high_odd) = (zero, zero, zero, zero);
-    for (bytes, t) in tile.chunks_exact(64).zip(tables.chunks_exact(2)) {
+    // Where the byte after this block's last would lie if the next block followed at once.
+    let beyond = next.wrapping_sub(tile.len());
+    for (i, (bytes, t)) in tile.chunks_exact(64).zip(tables.chunks_exact(2)).enumerate() {
         let w = bytes.as_ptr();
+        let ahead = 64 * i + PREFETCH;
+        let ahead = if ahead < tile.len() { tile.as_ptr() } else { beyond }.wrapping_add(ahead);
         let t = t.as_ptr().cast::<u8>();
         // SAFETY: 64 bytes of signs and 128 of tables, tables aligned; a prefetch may point anywhere.
         let (v0, v1, table) = unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(PREFETCH).cast());
+            _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
             let table = |at: usize| _mm256_broadcastsi128_si256(_mm_load_si128(t.add(at).cast()));
             (_mm256_loadu_si256(w.cast()), _mm256_loadu_si256(w.add(32).cast()), table)
         };
