@@ -65,6 +65,9 @@ impl<'a> Stage<'a> {
     /// Whether the parts fit together. Errors: [`Error::Usage`] names the part that does not.
     pub fn check(&self) -> Result<()> {
         let fault = |what: String| Err(Error::usage(format!("{} x {} signs: {what}", self.rows, self.cols)));
+        if self.rows == 0 || self.cols == 0 {
+            return fault("an empty matrix".into());
+        }
         if self.cols > MAX_COLS {
             return fault(format!("more than {MAX_COLS} columns"));
         }
@@ -120,7 +123,7 @@ impl<'a> Stage<'a> {
     ///
     /// # Safety
     /// * Column `t < n` of `x` is `cols` floats from `x + t * x_stride`, of `y` and `add` `rows` floats from
-    ///   `y + t * y_stride` and `add.0 + t * add.1`: all valid, and `y`'s columns do not overlap.
+    ///   `y + t * y_stride` and `add.0 + t * add.1`: all valid and aligned, and `y`'s columns do not overlap.
     /// * Nobody writes `x`, and nobody but this call touches its share of `y`. `add` may be `y`.
     #[allow(clippy::too_many_arguments)]
     pub unsafe fn run(
