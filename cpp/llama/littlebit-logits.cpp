@@ -65,6 +65,9 @@ static std::vector<float> run(const std::string & path, const options & o) {
     cp.n_batch = 256;
     cp.n_ubatch = o.ubatch;
     cp.n_threads = cp.n_threads_batch = o.threads;
+    // A cache in F16 would turn differences of one rounding into ones of 1e-3.
+    cp.type_k = cp.type_v = GGML_TYPE_F32;
+    cp.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
     llama_context * ctx = llama_init_from_model(model, cp);
     if (!ctx) {
         fprintf(stderr, "%s: cannot create a context\n", path.c_str());
