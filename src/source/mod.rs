@@ -1,1 +1,70 @@
-//! Placeholder, filled in the next commits.
+//! Models to compress, behind one trait: whatever the file format, a source shows the keys and tensors of a GGUF.
+
+mod digest;
+mod gguf;
+
+use crate::error::{Error, Result};
+use crate::gguf::{GgmlType, Value};
+use std::path::Path;
+
+pub use self::gguf::GgufSource;
+
+/// One tensor of a source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceTensor {
+    /// GGUF name.
+    pub name: String,
+    /// ne, fastest first: a weight of `d_out` rows and `d_in` columns has `[d_in, d_out]`.
+    pub dims: Vec<u64>,
+    /// Type as stored.
+    pub ty: GgmlType,
+}
+
+/// An open model. Tensors are read one at a time and from any thread; nothing is cached.
+pub trait TensorSource: Send + Sync {
+    /// The path that was opened.
+    fn path(&self) -> &Path;
+
+    /// `general.name`, or the file's stem where the model has none: what a LittleBit file records as its origin.
+    fn describe(&self) -> String;
+
+    /// The keys that the GGUF carries, or for other formats those that llama.cpp's converter would write, in order.
+    fn kv(&self) -> &[(String, Value)];
+
+    /// The tensors in file order.
+    fn tensors(&self) -> &[SourceTensor];
+
+    /// Reads tensor `i` as stored, in GGUF's row order; `out` is overwritten.
+    fn read_raw(&self, i: usize, out: &mut Vec<u8>) -> Result<()>;
+
+    /// Values of tensor `i`, dequantized. NaN and infinite values are refused by name and index.
+    fn read_f32(&self, i: usize) -> Result<Vec<f32>>;
+
+    /// SHA-256 of the model file as lower-case hex; of several files, SHA-256 over their binary digests in order.
+    fn sha256(&self) -> Result<String>;
+}
+
+/// Opens the model at `path`: a GGUF file (the first shard of a split one).
+pub fn open(path: &Path) -> Result<Box<dyn TensorSource>> {
+    let meta = std::fs::metadata(path).map_err(|e| Error::io(path, "open", e))?;
+    if meta.is_dir() {
+        return Err(Error::unsupported(path, "a directory; a GGUF file is needed"));
+    }
+    Ok(Box::new(GgufSource::open(path)?))
+}
+
+/// Name of the model in `path` from its keys.
+fn describe(path: &Path, kv: &[(String, Value)]) -> String {
+    let named = kv.iter().find(|(k, _)| k == "general.name").and_then(|(_, v)| v.as_str());
+    match named.filter(|name| !name.is_empty()) {
+        Some(name) => name.to_owned(),
+        None => path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
+    }
+}
+
+/// Refuses NaN and infinities, with the index of the first one.
+fn check_finite(path: &Path, tensor: &str, values: &[f32]) -> Result<()> {
+    let Some(i) = values.iter().position(|x| !x.is_finite()) else { return Ok(()) };
+    let what = if values[i].is_nan() { "NaN" } else { "infinite" };
+    Err(Error::tensor(path, tensor, format!("value {i} is {what}; the model is damaged")))
+}
