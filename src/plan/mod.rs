@@ -16,6 +16,9 @@ use serde::Serialize;
 /// Largest budget that is accepted: above it plain f16 is smaller and exact.
 pub const MAX_BPW: f64 = 16.0;
 
+/// Largest rank that is accepted, beyond any matrix of a language model.
+pub const MAX_RANK: usize = 1 << 16;
+
 /// What the user fixes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Target {
@@ -149,11 +152,10 @@ pub(crate) fn check_paths(paths: usize) -> Result<()> {
 
 /// Checks a rank that the user gave.
 pub(crate) fn check_rank(rank: usize) -> Result<()> {
-    if rank == 0 || !rank.is_multiple_of(RANK_STEP) {
-        let nearest = rank.saturating_add(RANK_STEP / 2) / RANK_STEP * RANK_STEP;
-        let nearest = nearest.max(RANK_STEP);
+    if rank == 0 || !rank.is_multiple_of(RANK_STEP) || rank > MAX_RANK {
+        let nearest = (rank.saturating_add(RANK_STEP / 2) / RANK_STEP * RANK_STEP).clamp(RANK_STEP, MAX_RANK);
         return Err(Error::usage(format!(
-            "rank {rank} is not a positive multiple of {RANK_STEP}; the nearest is {nearest}"
+            "rank {rank} is not a positive multiple of {RANK_STEP} up to {MAX_RANK}; the nearest is {nearest}"
         )));
     }
     Ok(())

@@ -82,7 +82,7 @@ fn nonsense_is_refused_with_the_word_the_user_typed() {
     for bpw in [0.0, -1.0, f64::NAN, f64::INFINITY, 16.1] {
         usage(plan(&specs, Target::Bpw(bpw), 1, Method::Admm), "bpw");
     }
-    for rank in [0, 1, 33, usize::MAX] {
+    for rank in [0, 1, 33, MAX_RANK + RANK_STEP, usize::MAX] {
         usage(plan(&specs, Target::Rank(rank), 1, Method::Admm), "rank");
     }
     usage(plan(&specs, Target::Rank(100), 1, Method::Admm), "nearest is 96");
