@@ -1,1 +1,170 @@
-//! Placeholder, filled in the next commits.
+//! From a bit budget to one rank per matrix, with the exact account of what the file will take.
+//!
+//! A matrix of `d_out x d_in` at rank r costs [`slice_bits`] per expert and path: signs with their padding and
+//! three f16 scale vectors. Every rank is a multiple of [`RANK_STEP`], so a budget is met from below: first each
+//! matrix takes the largest rank that fits its own share, then the bits left over in the whole model buy single
+//! steps for the matrices that were rounded down the most (largest remainder).
+
+mod account;
+
+use crate::error::{Error, Result};
+use crate::factorize::Method;
+use crate::format::factors::RANK_STEP;
+use account::Account;
+use serde::Serialize;
+
+/// Largest budget that is accepted: above it plain f16 is smaller and exact.
+pub const MAX_BPW: f64 = 16.0;
+
+/// What the user fixes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Target {
+    /// Bits per factorized weight, averaged over the model; signs, padding and scales included.
+    Bpw(f64),
+    /// The same rank for every path of every matrix.
+    Rank(usize),
+}
+
+/// One weight to be factorized.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MatrixSpec {
+    /// Name with its suffix `.weight`.
+    pub name: String,
+    /// Outputs.
+    pub d_out: usize,
+    /// Inputs.
+    pub d_in: usize,
+    /// Experts in the stack, 1 for an ordinary weight.
+    pub experts: usize,
+}
+
+impl MatrixSpec {
+    /// Weights of all experts.
+    pub fn weights(&self) -> u64 {
+        self.d_out as u64 * self.d_in as u64 * self.experts as u64
+    }
+}
+
+/// The rank of one matrix and what it costs.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PlanEntry {
+    /// Name of the weight.
+    pub name: String,
+    /// Rank of each path.
+    pub rank: usize,
+    /// Bits of the five factor tensors, all experts and paths.
+    pub bits: u64,
+    /// Weights they stand for.
+    pub weights: u64,
+    /// `bits / weights`.
+    pub bpw: f64,
+    /// Even the lowest rank costs more than this matrix's share of the budget.
+    pub floor_bound: bool,
+}
+
+/// Ranks of all matrices, in file order.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Plan {
+    /// One entry for each matrix.
+    pub entries: Vec<PlanEntry>,
+    /// Bits of all factors.
+    pub bits: u64,
+    /// Factorized weights of the model.
+    pub weights: u64,
+    /// `bits / weights`.
+    pub bpw: f64,
+}
+
+/// Fixes the rank of every matrix.
+///
+/// With [`Target::Bpw`] the total stays at or below the target, unless matrices at the lowest rank
+/// ([`PlanEntry::floor_bound`]) push it over. [`Method::DualSvid`] caps ranks at `min(d_out, d_in)` rounded up
+/// to [`RANK_STEP`], because a singular value decomposition has no more terms to give.
+///
+/// # Errors
+/// [`Error::Usage`] for a target or a number of paths that makes no sense.
+pub fn plan(specs: &[MatrixSpec], target: Target, paths: usize, method: Method) -> Result<Plan> {
+    check_paths(paths)?;
+    let accounts: Vec<Account> = specs.iter().map(|s| Account::new(s, paths, method)).collect();
+    let ranks = match target {
+        Target::Rank(rank) => {
+            check_rank(rank)?;
+            accounts.iter().map(|a| rank.min(a.cap)).collect()
+        }
+        Target::Bpw(bpw) => {
+            check_bpw(bpw)?;
+            within_budget(&accounts, bpw)
+        }
+    };
+    let over = |a: &Account| matches!(target, Target::Bpw(bpw) if a.bits(RANK_STEP) as f64 > a.share(bpw));
+    let entries: Vec<PlanEntry> = specs
+        .iter()
+        .zip(&accounts)
+        .zip(ranks)
+        .map(|((spec, account), rank)| {
+            let bits = account.bits(rank);
+            PlanEntry {
+                name: spec.name.clone(),
+                rank,
+                bits,
+                weights: account.weights,
+                bpw: bits as f64 / account.weights as f64,
+                floor_bound: over(account),
+            }
+        })
+        .collect();
+    let (bits, weights) = entries.iter().fold((0, 0), |(b, w), e| (b + e.bits, w + e.weights));
+    let bpw = if weights == 0 { 0.0 } else { bits as f64 / weights as f64 };
+    Ok(Plan { entries, bits, weights, bpw })
+}
+
+/// Ranks whose total stays within `bpw` times the number of weights, as far as the lowest rank allows.
+fn within_budget(accounts: &[Account], bpw: f64) -> Vec<usize> {
+    let mut ranks: Vec<usize> = accounts.iter().map(|a| a.largest_rank(a.share(bpw))).collect();
+    let weights: u64 = accounts.iter().map(|a| a.weights).sum();
+    let spent: u64 = accounts.iter().zip(&ranks).map(|(a, &r)| a.bits(r)).sum();
+    let budget = (bpw * weights as f64).floor() as u64;
+    let Some(mut left) = budget.checked_sub(spent) else { return ranks };
+
+    // Largest remainder: the fraction of a step that rounding down took away; ties go to the earlier matrix.
+    let remainder =
+        |i: usize| (accounts[i].share(bpw) - accounts[i].bits(ranks[i]) as f64) / accounts[i].step as f64;
+    let mut order: Vec<usize> = (0..accounts.len()).filter(|&i| remainder(i) > 0.0).collect();
+    order.sort_by(|&a, &b| remainder(b).total_cmp(&remainder(a)).then(a.cmp(&b)));
+    for i in order {
+        if ranks[i] < accounts[i].cap && accounts[i].step <= left {
+            ranks[i] += RANK_STEP;
+            left -= accounts[i].step;
+        }
+    }
+    ranks
+}
+
+pub(crate) fn check_paths(paths: usize) -> Result<()> {
+    match paths {
+        1 | 2 => Ok(()),
+        _ => Err(Error::usage(format!("paths must be 1 or 2, not {paths}"))),
+    }
+}
+
+/// Checks a rank that the user gave.
+pub(crate) fn check_rank(rank: usize) -> Result<()> {
+    if rank == 0 || !rank.is_multiple_of(RANK_STEP) {
+        let nearest = rank.saturating_add(RANK_STEP / 2) / RANK_STEP * RANK_STEP;
+        let nearest = nearest.max(RANK_STEP);
+        return Err(Error::usage(format!(
+            "rank {rank} is not a positive multiple of {RANK_STEP}; the nearest is {nearest}"
+        )));
+    }
+    Ok(())
+}
+
+fn check_bpw(bpw: f64) -> Result<()> {
+    if !bpw.is_finite() || bpw <= 0.0 || bpw > MAX_BPW {
+        return Err(Error::usage(format!("bpw must be above 0 and at most {MAX_BPW}, not {bpw}")));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

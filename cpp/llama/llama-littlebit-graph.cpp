@@ -1,0 +1,236 @@
+// LittleBit in libllama: building the factorized product.
+//
+//   y = sum over paths of  h * (U (l * (V^T (g * x))))
+
+#include "llama-littlebit.h"
+#include "llama-littlebit-proxy.h"
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#ifdef LITTLEBIT_NATIVE
+#include "littlebit.h"
+#endif
+
+// The hook's macros end here: below, ggml's functions are meant.
+#undef ggml_mul_mat
+#undef ggml_mul_mat_id
+
+void lb_refuse(const char * op, const ggml_tensor * w) {
+    throw std::runtime_error(std::string("littlebit: ") + op + " needs the values of '" + w->name +
+            "', which is factorized; convert the model without factorizing this weight");
+}
+
+// x as contiguous rows of F32
+static ggml_tensor * f32_rows(ggml_context * ctx, ggml_tensor * x) {
+    if (x->type != GGML_TYPE_F32) {
+        return ggml_cast(ctx, x, GGML_TYPE_F32);
+    }
+    return x->nb[0] == sizeof(float) ? x : ggml_cont(ctx, x);
+}
+
+//
+// native: one custom node for each half
+//
+
+#ifdef LITTLEBIT_NATIVE
+
+bool lb_native_available() { return true; }
+
+const char * lb_native_kernel() { return lb_kernel_active(); }
+
+// User data of a node: which slice it takes, and which optional sources it has.
+//   sources: x, tile, post, [pre], [add], [ids]
+struct lb_node {
+    uintptr_t paths : 2;
+    uintptr_t path  : 1;
+    uintptr_t f32   : 1;
+    uintptr_t pre   : 1;
+    uintptr_t add   : 1;
+    uintptr_t ids   : 1;
+};
+
+static void * pack(lb_node n) {
+    return (void *) (uintptr_t) (n.paths | n.path << 2 | n.f32 << 3 | n.pre << 4 | n.add << 5 | n.ids << 6);
+}
+
+static lb_node unpack(void * userdata) {
+    const uintptr_t v = (uintptr_t) userdata;
+    return { v & 3, v >> 2 & 1, v >> 3 & 1, v >> 4 & 1, v >> 5 & 1, v >> 6 & 1 };
+}
+
+static void check(lb_status status) {
+    if (status != LB_OK) {
+        GGML_ABORT("littlebit: %s (%s)", lb_status_text(status), lb_last_error_message());
+    }
+}
+
+// scratch of one thread; grows, is never shared
+static uint8_t * scratch(size_t size) {
+    static thread_local std::vector<uint8_t> work;
+    if (work.size() < size) {
+        work.resize(size);
+    }
+    return work.data();
+}
+
+// dst = add + post * (S (pre * x)), rows split over the threads; S is slice (expert, path) of the tile
+static void compute_stage(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    const lb_node node = unpack(userdata);
+    int s = 0;
+    const ggml_tensor * x    = dst->src[s++];
+    const ggml_tensor * tile = dst->src[s++];
+    const ggml_tensor * post = dst->src[s++];
+    const ggml_tensor * pre  = node.pre ? dst->src[s++] : nullptr;
+    const ggml_tensor * add  = node.add ? dst->src[s++] : nullptr;
+    const ggml_tensor * ids  = node.ids ? dst->src[s++] : nullptr;
+    const uint32_t mode = node.f32 ? LB_MODE_F32 : LB_MODE_INT;
+
+    auto run = [&](int64_t expert, const float * xp, size_t xs, int64_t n, const float * ap, size_t as, float * yp, size_t ys) {
+        const int64_t slice = expert*node.paths + node.path;
+        lb_stage stage = {};
+        stage.struct_size = sizeof(stage);
+        stage.rows      = post->ne[0];
+        stage.cols      = x->ne[0];
+        stage.tile      = (const uint8_t *) tile->data + slice*tile->nb[3];
+        stage.tile_size = tile->nb[3];
+        stage.post      = (const uint16_t *) ((const char *) post->data + slice*post->nb[1]);
+        stage.pre       = pre ? (const uint16_t *) ((const char *) pre->data + slice*pre->nb[1]) : nullptr;
+        size_t size = 0;
+        check(lb_stage_work_size(&stage, mode, n, &size));
+        check(lb_stage_run(&stage, mode, xp, xs, n, ap, as, yp, ys, scratch(size), size, ith, nth));
+    };
+    auto at = [](const ggml_tensor * t, int64_t i1, int64_t i2, int64_t i3) {
+        return (float *) ((char *) t->data + i1*t->nb[1] + i2*t->nb[2] + i3*t->nb[3]);
+    };
+    auto stride = [](const ggml_tensor * t) { return t->nb[1]/sizeof(float); };
+
+    if (ids) {
+        // each (token, slot) has its expert; x may be one row for all slots of a token
+        for (int64_t tok = 0; tok < dst->ne[2]; ++tok) {
+            for (int64_t slot = 0; slot < dst->ne[1]; ++slot) {
+                const int32_t expert = *(const int32_t *) ((const char *) ids->data + slot*ids->nb[0] + tok*ids->nb[1]);
+                const float * ap = add ? at(add, slot, tok, 0) : nullptr;
+                run(expert, at(x, slot % x->ne[1], tok, 0), stride(x), 1, ap, 0, at(dst, slot, tok, 0), 0);
+            }
+        }
+        return;
+    }
+    if (ggml_is_contiguous(x)) {
+        run(0, (const float *) x->data, stride(x), ggml_nrows(x), add ? (const float *) add->data : nullptr,
+                stride(dst), (float *) dst->data, stride(dst));
+        return;
+    }
+    for (int64_t i3 = 0; i3 < x->ne[3]; ++i3) {
+        for (int64_t i2 = 0; i2 < x->ne[2]; ++i2) {
+            run(0, at(x, 0, i2, i3), stride(x), x->ne[1], add ? at(add, 0, i2, i3) : nullptr,
+                    stride(dst), at(dst, 0, i2, i3), stride(dst));
+        }
+    }
+}
+
+static ggml_tensor * stage_node(ggml_context * ctx, ggml_tensor * x, ggml_tensor * tile, ggml_tensor * post,
+        ggml_tensor * pre, ggml_tensor * add, ggml_tensor * ids, lb_node node) {
+    node.pre = pre != nullptr;
+    node.add = add != nullptr;
+    node.ids = ids != nullptr;
+    std::vector<ggml_tensor *> src = { x, tile, post };
+    for (ggml_tensor * t : { pre, add, ids }) {
+        if (t) {
+            src.push_back(t);
+        }
+    }
+    const int64_t ne1 = ids ? ids->ne[0] : x->ne[1];
+    const int64_t ne2 = ids ? ids->ne[1] : x->ne[2];
+    const int64_t ne3 = ids ? 1          : x->ne[3];
+    return ggml_custom_4d(ctx, GGML_TYPE_F32, post->ne[0], ne1, ne2, ne3, src.data(), (int) src.size(),
+            compute_stage, GGML_N_TASKS_MAX, pack(node));
+}
+
+static ggml_tensor * native(ggml_context * ctx, ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids) {
+    ggml_tensor * V = w->src[0], * U = w->src[1], * g = w->src[2], * l = w->src[3], * h = w->src[4];
+    lb_node node = {};
+    node.paths = w->op_params[2];
+    node.f32   = w->op_params[1] == LB_LOWERING_NATIVE_F32;
+    ggml_tensor * y = nullptr;
+    for (int p = 0; p < w->op_params[2]; ++p) {
+        node.path = p;
+        ggml_tensor * t = stage_node(ctx, x, V, l, g, nullptr, ids, node);
+        ggml_format_name(t, "%s (V%d)", w->name, p);
+        y = stage_node(ctx, t, U, h, nullptr, y, ids, node);
+        ggml_format_name(y, "%s (U%d)", w->name, p);
+    }
+    return y;
+}
+
+#else
+
+bool lb_native_available() { return false; }
+
+const char * lb_native_kernel() { return ""; }
+
+static ggml_tensor * native(ggml_context *, ggml_tensor *, ggml_tensor *, ggml_tensor *) {
+    GGML_ABORT("littlebit: native factors in a build without liblittlebit");
+}
+
+#endif
+
+//
+// portable: standard ops on expanded factors
+//
+
+// signs (m x): block types need zeros up to their row length
+static ggml_tensor * signs(ggml_context * ctx, ggml_tensor * m, ggml_tensor * x, ggml_tensor * ids) {
+    if (m->ne[0] > x->ne[0]) {
+        x = ggml_pad(ctx, x, (int) (m->ne[0] - x->ne[0]), 0, 0, 0);
+    }
+    return ids ? ggml_mul_mat_id(ctx, m, x, ids) : ggml_mul_mat(ctx, m, x);
+}
+
+// scales of the chosen experts, [n, n_used, n_tokens], or the one row there is
+static ggml_tensor * scales(ggml_context * ctx, ggml_tensor * s, ggml_tensor * ids) {
+    if (!ids) {
+        return s;
+    }
+    ggml_tensor * flat = ggml_reshape_1d(ctx, ggml_cont(ctx, ids), ids->ne[0]*ids->ne[1]);
+    return ggml_reshape_3d(ctx, ggml_get_rows(ctx, s, flat), s->ne[0], ids->ne[0], ids->ne[1]);
+}
+
+static ggml_tensor * portable(ggml_context * ctx, ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids) {
+    if (ids && x->ne[1] != ids->ne[0]) {
+        // experts have input scales of their own, so each slot needs its copy of x
+        x = ggml_repeat_4d(ctx, x, x->ne[0], ids->ne[0], ids->ne[1], 1);
+    }
+    ggml_tensor * y = nullptr;
+    for (int p = 0; p < w->op_params[2]; ++p) {
+        ggml_tensor ** f = w->src + 5*p;
+        ggml_tensor * t = ggml_mul(ctx, x, scales(ctx, f[2], ids));
+        t = ggml_mul(ctx, signs(ctx, f[0], t, ids), scales(ctx, f[3], ids));
+        t = ggml_mul(ctx, signs(ctx, f[1], t, ids), scales(ctx, f[4], ids));
+        y = y ? ggml_add(ctx, y, t) : t;
+    }
+    return y;
+}
+
+//
+// entry points
+//
+
+static ggml_tensor * product(ggml_context * ctx, ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids) {
+    GGML_ASSERT(w->ne[0] == x->ne[0]);
+    x = f32_rows(ctx, x);
+    return w->op_params[1] == LB_LOWERING_PORTABLE ? portable(ctx, w, x, ids) : native(ctx, w, x, ids);
+}
+
+ggml_tensor * lb_mul_mat(ggml_context * ctx, ggml_tensor * w, ggml_tensor * x) {
+    if (w->ne[2] != 1) {
+        lb_refuse("ggml_mul_mat of a stack", w);
+    }
+    return product(ctx, w, x, nullptr);
+}
+
+ggml_tensor * lb_mul_mat_id(ggml_context * ctx, ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids) {
+    return product(ctx, w, x, ids);
+}

@@ -1,0 +1,16 @@
+// What the loading side and the graph side of LittleBit in libllama agree on.
+
+#pragma once
+
+// op_params[1] of a proxy. op_params[2] is the number of paths, op_params[3] the rank.
+//   native:   src[0..4] = V, U, g, l, h as in the file, slices (expert, path) in the last dimension
+//   portable: src[0..4] = V, U, g, l, h of path 0, src[5..9] of path 1, experts in the last dimension
+enum lb_lowering {
+    LB_LOWERING_PORTABLE   = 0,
+    LB_LOWERING_NATIVE     = 1, // exact integers on 12-bit activations
+    LB_LOWERING_NATIVE_F32 = 2, // f32 activations
+};
+
+// whether this build is linked to liblittlebit, and the name of the kernel it uses on this machine
+bool         lb_native_available();
+const char * lb_native_kernel();

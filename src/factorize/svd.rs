@@ -1,0 +1,219 @@
+//! Truncated singular value decomposition that ends with an answer.
+//!
+//! faer's decomposition has been seen not to converge on ordinary input, rarely. So there is a ladder: single
+//! precision, double precision, and the eigenvectors of the smaller Gram matrix. Every rung runs on one thread,
+//! because the library's own splitting depends on the number of threads.
+
+use faer::diag::Diag;
+use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::evd::{self, ComputeEigenvectors};
+use faer::linalg::svd::{self, ComputeSvdVectors};
+use faer::traits::RealField;
+use faer::{Mat, MatRef, Par};
+
+/// `W ~ P diag(s) Q^T` with the k largest singular values, descending.
+pub(super) struct Svd {
+    /// Left singular vectors, `m x k`.
+    pub p: Mat<f32>,
+    /// Singular values.
+    pub s: Vec<f32>,
+    /// Right singular vectors, `n x k`.
+    pub q: Mat<f32>,
+}
+
+/// A way to get there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rung {
+    Single,
+    Double,
+    Gram,
+}
+
+/// From the cheapest to the one that cannot fail.
+pub(super) const LADDER: [Rung; 3] = [Rung::Single, Rung::Double, Rung::Gram];
+
+/// The `min(rank, m, n)` leading terms of `w`, from the first of `rungs` that delivers; `None` if none does.
+pub(super) fn truncated(w: MatRef<f32>, rank: usize, rungs: &[Rung]) -> Option<Svd> {
+    // Squares of very small or large entries leave the range of f32.
+    let largest =
+        (0..w.ncols()).flat_map(|j| (0..w.nrows()).map(move |i| w[(i, j)].abs())).fold(0f32, f32::max);
+    let scale = if largest > 0.0 && largest.is_finite() { f64::from(largest) } else { 1.0 };
+    let k = rank.min(w.nrows()).min(w.ncols());
+    rungs.iter().find_map(|rung| {
+        let (p, s, q) = match rung {
+            Rung::Single => {
+                thin(Mat::from_fn(w.nrows(), w.ncols(), |i, j| (f64::from(w[(i, j)]) / scale) as f32))?
+            }
+            Rung::Double => single(thin(double(w, scale))?),
+            Rung::Gram => single(through_gram(double(w, scale))?),
+        };
+        let finite = |m: &Mat<f32>| (0..m.ncols()).all(|j| (0..m.nrows()).all(|i| m[(i, j)].is_finite()));
+        if !finite(&p) || !finite(&q) || !s.iter().all(|x| x.is_finite()) {
+            return None;
+        }
+        let first = |m: Mat<f32>| Mat::from_fn(m.nrows(), k, |i, j| m[(i, j)]);
+        let s = s[..k].iter().map(|&x| (f64::from(x) * scale) as f32).collect();
+        Some(Svd { p: first(p), s, q: first(q) })
+    })
+}
+
+/// The orthogonal matrix nearest to the transpose of a square `m = P S Q^T`: `Q P^T`.
+pub(super) fn transposed_polar(m: MatRef<f32>) -> Option<Mat<f32>> {
+    // The Gram rung is left out: its vectors of vanishing singular values are not orthogonal.
+    let svd = truncated(m, m.nrows(), &[Rung::Single, Rung::Double])?;
+    let mut r = Mat::zeros(m.nrows(), m.ncols());
+    super::gemm::product(r.as_mut(), svd.q.as_ref(), svd.p.as_ref().transpose());
+    Some(r)
+}
+
+type Thin<T> = (Mat<T>, Vec<T>, Mat<T>);
+
+fn thin<T: RealField + Copy>(w: Mat<T>) -> Option<Thin<T>> {
+    let (m, n) = w.shape();
+    let k = m.min(n);
+    let (mut p, mut q) = (Mat::<T>::zeros(m, k), Mat::<T>::zeros(n, k));
+    let mut s = Diag::<T>::zeros(k);
+    let vectors = ComputeSvdVectors::Thin;
+    let mut memory =
+        MemBuffer::new(svd::svd_scratch::<T>(m, n, vectors, vectors, Par::Seq, Default::default()));
+    svd::svd(
+        w.as_ref(),
+        s.as_mut(),
+        Some(p.as_mut()),
+        Some(q.as_mut()),
+        Par::Seq,
+        MemStack::new(&mut memory),
+        Default::default(),
+    )
+    .ok()?;
+    let s = s.column_vector().iter().copied().collect();
+    Some((p, s, q))
+}
+
+/// Eigenvectors of `W^T W` or `W W^T`, whichever is smaller, are one set of singular vectors; W maps them to the
+/// other. Vectors of vanishing singular values come out as 0 on that side.
+fn through_gram(w: Mat<f64>) -> Option<Thin<f64>> {
+    let wide = w.nrows() < w.ncols();
+    let w = if wide { w.transpose() } else { w.as_ref() };
+    let k = w.ncols();
+    let gram = w.transpose() * w;
+    let mut vectors = Mat::<f64>::zeros(k, k);
+    let mut values = Diag::<f64>::zeros(k);
+    let scratch =
+        evd::self_adjoint_evd_scratch::<f64>(k, ComputeEigenvectors::Yes, Par::Seq, Default::default());
+    let mut memory = MemBuffer::new(scratch);
+    evd::self_adjoint_evd(
+        gram.as_ref(),
+        values.as_mut(),
+        Some(vectors.as_mut()),
+        Par::Seq,
+        MemStack::new(&mut memory),
+        Default::default(),
+    )
+    .ok()?;
+    // Ascending order turned round.
+    let q = Mat::from_fn(k, k, |i, j| vectors[(i, k - 1 - j)]);
+    let s: Vec<f64> = values.column_vector().iter().rev().map(|x| x.max(0.0).sqrt()).collect();
+    let floor = s.first().copied().unwrap_or(0.0) * f64::EPSILON.sqrt();
+    let mut p = w * &q;
+    for (j, &s) in s.iter().enumerate() {
+        for i in 0..p.nrows() {
+            p[(i, j)] = if s > floor { p[(i, j)] / s } else { 0.0 };
+        }
+    }
+    Some(if wide { (q, s, p) } else { (p, s, q) })
+}
+
+fn double(w: MatRef<f32>, scale: f64) -> Mat<f64> {
+    Mat::from_fn(w.nrows(), w.ncols(), |i, j| f64::from(w[(i, j)]) / scale)
+}
+
+fn single((p, s, q): Thin<f64>) -> Thin<f32> {
+    let narrow = |m: Mat<f64>| Mat::from_fn(m.nrows(), m.ncols(), |i, j| m[(i, j)] as f32);
+    (narrow(p), s.iter().map(|&x| x as f32).collect(), narrow(q))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `sum_k s_k p_k q_k^T` with orthogonal cosine vectors.
+    fn known(m: usize, n: usize, s: &[f32]) -> Mat<f32> {
+        let vector = |len: usize, k: usize, i: usize| {
+            let x = std::f64::consts::PI * (i as f64 + 0.5) * (k + 1) as f64 / len as f64;
+            (x.cos() * (2.0 / len as f64).sqrt()) as f32
+        };
+        Mat::from_fn(m, n, |i, j| {
+            s.iter().enumerate().map(|(k, s)| s * vector(m, k, i) * vector(n, k, j)).sum::<f32>()
+        })
+    }
+
+    fn distance(a: &Mat<f32>, svd: &Svd) -> f64 {
+        let mut square = 0f64;
+        for j in 0..a.ncols() {
+            for i in 0..a.nrows() {
+                let b: f64 = (0..svd.s.len())
+                    .map(|k| f64::from(svd.p[(i, k)]) * f64::from(svd.s[k]) * f64::from(svd.q[(j, k)]))
+                    .sum();
+                square += (f64::from(a[(i, j)]) - b).powi(2);
+            }
+        }
+        square.sqrt()
+    }
+
+    #[test]
+    fn every_rung_finds_known_singular_values() {
+        for (m, n) in [(40, 24), (24, 40), (33, 33)] {
+            let w = known(m, n, &[8.0, 4.0, 2.0, 1.0]);
+            for rung in LADDER {
+                let svd = truncated(w.as_ref(), 2, &[rung]).unwrap();
+                assert_eq!((svd.p.ncols(), svd.q.ncols(), svd.s.len()), (2, 2, 2));
+                assert!((svd.s[0] - 8.0).abs() < 1e-4 && (svd.s[1] - 4.0).abs() < 1e-4, "{rung:?}");
+                // What is cut off is known as well.
+                assert!((distance(&w, &svd) - 5f64.sqrt()).abs() < 1e-3, "{rung:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn scale_does_not_matter() {
+        for scale in [1e-30f32, 1e30] {
+            let w = known(20, 30, &[3.0, 1.0]);
+            let w = Mat::from_fn(20, 30, |i, j| w[(i, j)] * scale);
+            for rung in LADDER {
+                let svd = truncated(w.as_ref(), 20, &[rung]).unwrap();
+                assert!((svd.s[0] / scale - 3.0).abs() < 1e-4, "{rung:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn degenerate_matrices_have_an_answer() {
+        for w in [Mat::zeros(5, 9), Mat::full(1, 12, 2.0), Mat::full(12, 1, -2.0), Mat::full(7, 7, 1.0)] {
+            for rung in LADDER {
+                let svd = truncated(w.as_ref(), 32, &[rung]).unwrap();
+                assert_eq!(svd.s.len(), w.nrows().min(w.ncols()));
+                assert!(distance(&w, &svd) < 1e-5, "{rung:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_next_rung_takes_over() {
+        let bad = Mat::full(4, 4, f32::NAN);
+        assert!(truncated(bad.as_ref(), 4, &LADDER).is_none());
+        assert!(truncated(known(4, 4, &[1.0]).as_ref(), 4, &[]).is_none());
+    }
+
+    #[test]
+    fn the_polar_factor_is_orthogonal() {
+        let m = Mat::from_fn(9, 9, |i, j| ((i * 7 + j * 5) % 11) as f32 - 5.0);
+        let r = transposed_polar(m.as_ref()).unwrap();
+        let unit = r.transpose() * &r;
+        for i in 0..9 {
+            for j in 0..9 {
+                assert!((unit[(i, j)] - if i == j { 1.0 } else { 0.0 }).abs() < 1e-5);
+            }
+        }
+    }
+}
