@@ -1,1 +1,4 @@
-//! Placeholder, filled in the next commits.
+//! Statistics of activations that weigh the factorization.
+
+pub mod imatrix;
+mod legacy;

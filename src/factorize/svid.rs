@@ -96,12 +96,12 @@ mod tests {
         let ((h, lu), (g, lv)) = (rank_one(&svd.p), rank_one(&svd.q));
         let sign = |x: f64| if x >= 0.0 { 1.0 } else { -1.0 };
         let mut out = Vec::new();
-        for i in 0..m {
-            for j in 0..n {
+        for (i, h) in h.iter().enumerate() {
+            for (j, g) in g.iter().enumerate() {
                 let sum: f64 = (0..r)
                     .map(|k| sign(latent(&svd.p, i, k)) * lu[k] * lv[k] * sign(latent(&svd.q, j, k)))
                     .sum();
-                out.push(h[i] * sum * g[j]);
+                out.push(h * sum * g);
             }
         }
         out

@@ -416,7 +416,7 @@ fn factorize_tensor(
     let (mut error, mut weighted_error) = (0.0, 0.0);
     for (e, w) in w.chunks_exact(d_out * d_in).enumerate() {
         let name = if spec.experts == 1 { spec.name.clone() } else { format!("{}[{e}]", spec.name) };
-        let importance = imatrix.as_ref().and_then(|im| im.importance(&spec.name, e));
+        let importance = imatrix.as_ref().and_then(|im| im.importance(&spec.name, e, d_in));
         let outcome = factorize(&Job {
             name: &name,
             w,
