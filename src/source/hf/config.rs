@@ -7,6 +7,11 @@ use std::path::Path;
 
 /// The only architecture that is read directly.
 const ARCHITECTURE: &str = "LlamaForCausalLM";
+/// What transformers takes for `max_position_embeddings`, `rms_norm_eps` and `rope_theta` of this family where
+/// config.json is silent; the converter writes them down.
+const DEFAULT_CONTEXT: u64 = 2048;
+const DEFAULT_RMS_EPS: f64 = 1e-6;
+const DEFAULT_ROPE_THETA: f64 = 10_000.0;
 
 /// What the model's shape and its keys need to know.
 #[derive(Debug)]
@@ -16,14 +21,13 @@ pub(super) struct Config {
     pub hidden: u64,
     pub feed_forward: u64,
     pub heads: u64,
-    /// `num_key_value_heads`, where given.
-    pub kv_heads: Option<u64>,
-    /// `head_dim`, where given.
-    pub head_dim: Option<u64>,
+    pub kv_heads: u64,
+    /// Values of one attention head.
+    pub head_dim: u64,
     pub vocab: u64,
-    pub context: Option<u64>,
-    pub rms_eps: Option<f64>,
-    pub rope_theta: Option<f64>,
+    pub context: u64,
+    pub rms_eps: f64,
+    pub rope_theta: f64,
     pub rope: RopeScaling,
     /// `tie_word_embeddings`, where given.
     pub tied: Option<bool>,
@@ -50,18 +54,20 @@ impl Config {
         check_family(&json)?;
         let hidden = json.needed_count("hidden_size")?;
         let heads = json.needed_count("num_attention_heads")?;
-        let head_dim = json.count("head_dim")?;
-        if head_dim.is_none() && hidden % heads != 0 {
-            return Err(json.refuse(format!("hidden_size {hidden} is no multiple of {heads} heads")));
+        let head_dim = match json.count("head_dim")? {
+            Some(head_dim) => head_dim,
+            None if hidden % heads == 0 => hidden / heads,
+            None => return Err(json.refuse(format!("hidden_size {hidden} is no multiple of {heads} heads"))),
+        };
+        if head_dim % 2 != 0 {
+            return Err(json.refuse(format!("heads of the odd size {head_dim} cannot be rotated")));
         }
-        let kv_heads = json.count("num_key_value_heads")?;
-        if kv_heads.is_some_and(|kv| heads % kv != 0) {
-            return Err(
-                json.refuse(format!("{heads} heads cannot share {} key-value heads", kv_heads.unwrap_or(0)))
-            );
+        let kv_heads = json.count("num_key_value_heads")?.unwrap_or(heads);
+        if heads % kv_heads != 0 {
+            return Err(json.refuse(format!("{heads} heads cannot share {kv_heads} key-value heads")));
         }
         let (rope, rope_theta) = rope(&json)?;
-        let config = Self {
+        Ok(Self {
             layers: json.needed_count("num_hidden_layers")?,
             hidden,
             feed_forward: json.needed_count("intermediate_size")?,
@@ -69,27 +75,13 @@ impl Config {
             kv_heads,
             head_dim,
             vocab: json.needed_count("vocab_size")?,
-            context: json.count("max_position_embeddings")?,
-            rms_eps: json.number(&json.root, "rms_norm_eps")?,
+            context: json.count("max_position_embeddings")?.unwrap_or(DEFAULT_CONTEXT),
+            rms_eps: json.number(&json.root, "rms_norm_eps")?.unwrap_or(DEFAULT_RMS_EPS),
             rope_theta,
             rope,
             tied: json.get("tie_word_embeddings").and_then(Value::as_bool),
             json,
-        };
-        if config.head_size() % 2 != 0 {
-            return Err(config.json.refuse(format!("heads of the odd size {}", config.head_size())));
-        }
-        Ok(config)
-    }
-
-    /// Values of one attention head.
-    pub fn head_size(&self) -> u64 {
-        self.head_dim.unwrap_or(self.hidden / self.heads)
-    }
-
-    /// Key and value heads of a block.
-    pub fn kv_head_count(&self) -> u64 {
-        self.kv_heads.unwrap_or(self.heads)
+        })
     }
 }
 
@@ -115,14 +107,14 @@ fn check_family(json: &Json) -> Result<()> {
 }
 
 /// Scaling and base frequency, from `rope_parameters` (transformers 5) or `rope_scaling` and `rope_theta`.
-fn rope(json: &Json) -> Result<(RopeScaling, Option<f64>)> {
+fn rope(json: &Json) -> Result<(RopeScaling, f64)> {
     let absent = Value::Null;
     let rope = json.get("rope_parameters").or(json.get("rope_scaling")).unwrap_or(&absent);
     let theta = match json.number(rope, "rope_theta")? {
-        Some(theta) => Some(theta),
-        None => json.number(&json.root, "rope_theta")?,
+        Some(theta) => theta,
+        None => json.number(&json.root, "rope_theta")?.unwrap_or(DEFAULT_ROPE_THETA),
     };
-    if theta.is_some_and(|t| t <= 0.0) {
+    if theta <= 0.0 {
         return Err(json.refuse("rope_theta must be positive"));
     }
     let kind = rope.get("rope_type").or(rope.get("type")).and_then(Value::as_str).unwrap_or("default");
@@ -163,8 +155,8 @@ fn rope(json: &Json) -> Result<(RopeScaling, Option<f64>)> {
 /// them for the converter.
 pub(super) fn rope_factors(config: &Config) -> Option<Vec<f32>> {
     let RopeScaling::Llama3 { factor, low, high, original_context } = config.rope else { return None };
-    let base = config.rope_theta.unwrap_or(10_000.0) as f32;
-    let dim = config.head_size();
+    let base = config.rope_theta as f32;
+    let dim = config.head_dim;
     let factors = (0..dim).step_by(2).map(|i| {
         let frequency = 1.0 / base.powf(i as f32 / dim as f32);
         let wavelength = 1.0 / frequency * std::f32::consts::TAU;

@@ -36,31 +36,27 @@ fn pair(key: &str, value: Kv) -> (String, Kv) {
 
 /// Everything in `llama.*`, and the file type.
 fn push_shape(kv: &mut Vec<(String, Kv)>, config: &Config, ty: GgmlType) {
-    let mut put = |key: &str, value: Option<Kv>| {
-        if let Some(value) = value {
-            kv.push((format!("llama.{key}"), value));
-        }
-    };
+    let mut put = |key: &str, value: Kv| kv.push((format!("llama.{key}"), value));
     // Counts are at most u32::MAX, config.json's reader sees to it.
-    let count = |n: u64| Some(Kv::U32(n as u32));
+    let count = |n: u64| Kv::U32(n as u32);
     let real = |x: f64| Kv::F32(x as f32);
     put("block_count", count(config.layers));
-    put("context_length", config.context.and_then(count));
+    put("context_length", count(config.context));
     put("embedding_length", count(config.hidden));
     put("feed_forward_length", count(config.feed_forward));
     put("attention.head_count", count(config.heads));
-    put("attention.head_count_kv", config.kv_heads.and_then(count));
+    put("attention.head_count_kv", count(config.kv_heads));
     if let RopeScaling::Linear(factor) = config.rope {
-        put("rope.scaling.type", Some("linear".into()));
-        put("rope.scaling.factor", Some(real(factor)));
+        put("rope.scaling.type", "linear".into());
+        put("rope.scaling.factor", real(factor));
     }
-    put("rope.freq_base", config.rope_theta.map(real));
-    put("attention.layer_norm_rms_epsilon", config.rms_eps.map(real));
-    put("attention.key_length", config.head_dim.and_then(count));
-    put("attention.value_length", config.head_dim.and_then(count));
+    put("rope.freq_base", real(config.rope_theta));
+    put("attention.layer_norm_rms_epsilon", real(config.rms_eps));
+    put("attention.key_length", count(config.head_dim));
+    put("attention.value_length", count(config.head_dim));
     kv.push(pair("general.file_type", Kv::U32(file_type(ty))));
-    kv.push(pair("llama.vocab_size", Kv::U32(config.vocab as u32)));
-    kv.push(pair("llama.rope.dimension_count", Kv::U32(config.head_size() as u32)));
+    kv.push(pair("llama.vocab_size", count(config.vocab)));
+    kv.push(pair("llama.rope.dimension_count", count(config.head_dim)));
 }
 
 /// llama.cpp's number for files whose matrices have type `ty`.

@@ -20,7 +20,7 @@ pub(super) struct Slot {
 /// All tensors of the model in the order in which they are written.
 pub(super) fn slots(config: &Config) -> Vec<Slot> {
     let (hidden, ff) = (config.hidden, config.feed_forward);
-    let (q, kv) = (config.heads * config.head_size(), config.kv_head_count() * config.head_size());
+    let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
     let mut slots = vec![plain("model.embed_tokens.weight", "token_embd.weight", &[config.vocab, hidden])];
     for n in 0..config.layers {
         let mut norm = |hf: &str, gguf: &str| {
@@ -34,7 +34,7 @@ pub(super) fn slots(config: &Config) -> Vec<Slot> {
         norm("post_attention_layernorm", "ffn_norm");
         let linears = [
             ("self_attn.q_proj", "attn_q", q, hidden, Some(config.heads)),
-            ("self_attn.k_proj", "attn_k", kv, hidden, Some(config.kv_head_count())),
+            ("self_attn.k_proj", "attn_k", kv, hidden, Some(config.kv_heads)),
             ("self_attn.v_proj", "attn_v", kv, hidden, None),
             ("self_attn.o_proj", "attn_output", hidden, q, None),
             ("mlp.gate_proj", "ffn_gate", ff, hidden, None),
