@@ -2,12 +2,14 @@
 
 mod digest;
 mod gguf;
+pub mod hf;
 
 use crate::error::{Error, Result};
 use crate::gguf::{GgmlType, Value};
 use std::path::Path;
 
 pub use self::gguf::GgufSource;
+pub use hf::HfSource;
 
 /// One tensor of a source.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,13 +46,15 @@ pub trait TensorSource: Send + Sync {
     fn sha256(&self) -> Result<String>;
 }
 
-/// Opens the model at `path`: a GGUF file (the first shard of a split one).
+/// Opens the model at `path`: a GGUF file (the first shard of a split one), or a Hugging Face checkpoint given by its
+/// directory, its safetensors file or its index.
 pub fn open(path: &Path) -> Result<Box<dyn TensorSource>> {
-    let meta = std::fs::metadata(path).map_err(|e| Error::io(path, "open", e))?;
-    if meta.is_dir() {
-        return Err(Error::unsupported(path, "a directory; a GGUF file is needed"));
+    std::fs::metadata(path).map_err(|e| Error::io(path, "open", e))?;
+    if hf::is_checkpoint(path) {
+        Ok(Box::new(HfSource::open(path)?))
+    } else {
+        Ok(Box::new(GgufSource::open(path)?))
     }
-    Ok(Box::new(GgufSource::open(path)?))
 }
 
 /// Name of the model in `path` from its keys.

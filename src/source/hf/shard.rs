@@ -1,0 +1,104 @@
+//! One safetensors file: its header checked by the safetensors crate, its data read at offsets and never mapped.
+
+use crate::error::{Error, Result};
+use crate::gguf::GgmlType;
+use safetensors::Dtype;
+use safetensors::tensor::Metadata;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+/// The format's limit on headers.
+const MAX_HEADER: u64 = 100_000_000;
+/// Bytes of the length field before the header.
+const LENGTH: u64 = 8;
+
+/// An open safetensors file.
+#[derive(Debug)]
+pub(super) struct Shard {
+    pub path: PathBuf,
+    /// Tensors in the order of their data.
+    pub tensors: Vec<Entry>,
+    file: File,
+}
+
+/// One tensor of a file.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub name: String,
+    /// Sizes, slowest first as PyTorch has them.
+    pub shape: Vec<u64>,
+    pub ty: GgmlType,
+    /// First byte from the start of the file.
+    offset: u64,
+    nbytes: u64,
+}
+
+impl Shard {
+    pub fn open(path: &Path) -> Result<Self> {
+        let meta = std::fs::metadata(path).map_err(|e| Error::io(path, "open", e))?;
+        if !meta.is_file() {
+            return Err(Error::unsupported(path, "not a regular file; a safetensors file is needed"));
+        }
+        let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
+        let (header, data) = read_header(path, &file, meta.len())?;
+        let metadata: Metadata = serde_json::from_slice(&header)
+            .map_err(|e| Error::malformed(path, LENGTH + e.column() as u64, format!("bad header: {e}")))?;
+        let end = data + metadata.data_len() as u64;
+        if end != meta.len() {
+            let what = format!("tensor data ends at byte {end}, the file at {}", meta.len());
+            return Err(Error::malformed(path, end.min(meta.len()), what));
+        }
+        let tensors = metadata
+            .offset_keys()
+            .into_iter()
+            .map(|name| {
+                let info = metadata.info(&name).expect("offset_keys lists the header's names");
+                let ty = match info.dtype {
+                    Dtype::F32 => GgmlType::F32,
+                    Dtype::F16 => GgmlType::F16,
+                    Dtype::BF16 => GgmlType::BF16,
+                    other => {
+                        return Err(Error::tensor(
+                            path,
+                            name,
+                            format!("dtype {other}; F32, F16 and BF16 can be read"),
+                        ));
+                    }
+                };
+                let (start, end) = info.data_offsets;
+                let shape = info.shape.iter().map(|d| *d as u64).collect();
+                Ok(Entry { name, shape, ty, offset: data + start as u64, nbytes: (end - start) as u64 })
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self { path: path.to_owned(), tensors, file })
+    }
+
+    /// Reads a tensor's bytes; `out` is overwritten.
+    pub fn read(&self, t: &Entry, out: &mut Vec<u8>) -> Result<()> {
+        out.clear();
+        out.resize(t.nbytes as usize, 0);
+        let what = || format!("read tensor '{}' at byte {}", t.name, t.offset);
+        self.file.read_exact_at(out, t.offset).map_err(|e| Error::io(&self.path, what(), e))
+    }
+}
+
+/// The JSON header and the offset at which data starts.
+fn read_header(path: &Path, file: &File, file_len: u64) -> Result<(Vec<u8>, u64)> {
+    let fault = |at, what: String| Err(Error::malformed(path, at, what));
+    if file_len < LENGTH {
+        return fault(file_len, "not a safetensors file: shorter than the 8-byte header length".to_owned());
+    }
+    let mut length = [0; LENGTH as usize];
+    file.read_exact_at(&mut length, 0).map_err(|e| Error::io(path, "read header length", e))?;
+    let length = u64::from_le_bytes(length);
+    if length > MAX_HEADER {
+        return fault(0, format!("header of {length} bytes, the format allows {MAX_HEADER}"));
+    }
+    if length > file_len - LENGTH {
+        return fault(0, format!("header of {length} bytes in a file of {file_len}: truncated file"));
+    }
+    let mut header = vec![0; length as usize];
+    file.read_exact_at(&mut header, LENGTH).map_err(|e| Error::io(path, "read header", e))?;
+    Ok((header, LENGTH + length))
+}
