@@ -67,10 +67,9 @@ pub(super) fn push_keys(
     let mut ids: Vec<(&str, u64)> = Vec::new();
     if let Some(settings) = &settings {
         for ((role, key), text) in ROLES.iter().zip(&texts) {
-            if let Some(flag @ ("bos" | "eos" | "sep")) = Some(*role)
-                && let Some(value) = settings.root[format!("add_{flag}_token")].as_bool()
-            {
-                added.set_default(flag, value);
+            let flag = settings.root[format!("add_{role}_token")].as_bool();
+            if let (Some(value), "bos" | "eos" | "sep") = (flag, *role) {
+                added.set_default(role, value);
             }
             let token = text.as_ref().and_then(|text| added_tokens.iter().find(|t| t.content == *text));
             if let Some(token) = token {
