@@ -1,0 +1,131 @@
+//! The two ways to add up activations behind one interface, so that the loops over tiles exist once.
+
+use super::ops::{F32_LINES, F32Sums, INT_LINES, IntSums, Ops, Output};
+use super::quantize::Step;
+use super::scratch::{LINE, Line};
+use bytemuck::Pod;
+use half::f16;
+
+/// What happens to the activations before they meet the signs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// 12-bit integers, exact sums: the fast way.
+    Int,
+    /// f32 as they are, about 1e-7 relative error; several times slower.
+    F32,
+}
+
+impl Mode {
+    /// Lines of tables per 8 columns.
+    pub(super) const fn table_lines(self) -> usize {
+        match self {
+            Mode::Int => INT_LINES,
+            Mode::F32 => F32_LINES,
+        }
+    }
+
+    /// Lines that the sums of a row block take.
+    pub(super) const fn sum_lines(self) -> usize {
+        match self {
+            Mode::Int => size_of::<IntSums>() / LINE,
+            Mode::F32 => size_of::<F32Sums>() / LINE,
+        }
+    }
+}
+
+/// The primitives of one [`Mode`].
+///
+/// # Safety
+/// of all functions: this CPU has what `ops` needs; `out` as [`Output`] says.
+pub(super) trait Arithmetic {
+    const MODE: Mode;
+    /// Sums of a row block.
+    type Sums: Pod;
+    /// What every row's sum of a column starts at.
+    type Start: Copy + Default;
+
+    unsafe fn tables(ops: &Ops, x: &[f32], pre: Option<&[f16]>, tables: &mut [Line]) -> (Step, Self::Start);
+    unsafe fn rows(
+        ops: &Ops,
+        tile: &[u8],
+        stride: usize,
+        tables: &[Line],
+        sums: &mut [Self::Sums],
+        start: Option<Self::Start>,
+    );
+    unsafe fn out(ops: &Ops, sums: &Self::Sums, out: Output<'_>);
+}
+
+pub(super) struct Int;
+pub(super) struct F32;
+
+impl Arithmetic for Int {
+    const MODE: Mode = Mode::Int;
+    type Sums = IntSums;
+    type Start = i32;
+
+    unsafe fn tables(ops: &Ops, x: &[f32], pre: Option<&[f16]>, tables: &mut [Line]) -> (Step, i32) {
+        // SAFETY: the caller's promise is passed on.
+        unsafe {
+            let step = Step::of((ops.extent)(x, pre));
+            if step.is_usable() {
+                return (step, (ops.int_tables)(x, pre, step, tables));
+            }
+            tables.fill(Line::ZERO);
+            (step, 0)
+        }
+    }
+
+    unsafe fn rows(
+        ops: &Ops,
+        tile: &[u8],
+        stride: usize,
+        tables: &[Line],
+        sums: &mut [IntSums],
+        start: Option<i32>,
+    ) {
+        // SAFETY: the caller's promise is passed on.
+        unsafe { (ops.int_rows)(tile, stride, tables, sums, start) }
+    }
+
+    unsafe fn out(ops: &Ops, sums: &IntSums, out: Output<'_>) {
+        // SAFETY: the caller's promise is passed on.
+        unsafe { (ops.int_out)(sums, out) }
+    }
+}
+
+impl Arithmetic for F32 {
+    const MODE: Mode = Mode::F32;
+    type Sums = F32Sums;
+    type Start = f64;
+
+    unsafe fn tables(ops: &Ops, x: &[f32], pre: Option<&[f16]>, tables: &mut [Line]) -> (Step, f64) {
+        // SAFETY: the caller's promise is passed on.
+        unsafe {
+            let step = Step::exact((ops.extent)(x, pre));
+            if step.is_usable() {
+                (ops.f32_tables)(x, pre, tables);
+            } else {
+                tables.fill(Line::ZERO);
+            }
+            (step, 0.0)
+        }
+    }
+
+    unsafe fn rows(
+        ops: &Ops,
+        tile: &[u8],
+        stride: usize,
+        tables: &[Line],
+        sums: &mut [F32Sums],
+        start: Option<f64>,
+    ) {
+        // SAFETY: the caller's promise is passed on.
+        unsafe { (ops.f32_rows)(tile, stride, tables, sums, start) }
+    }
+
+    unsafe fn out(ops: &Ops, sums: &F32Sums, out: Output<'_>) {
+        // SAFETY: the caller's promise is passed on.
+        unsafe { (ops.f32_out)(sums, out) }
+    }
+}

@@ -1,0 +1,181 @@
+//! Integer tables of two 6-bit halves ("L6H6").
+//!
+//! A byte shuffle looks up bytes, but a sum of four 12-bit activations has 12 bits and a sign. The sign goes
+//! first: `T[i]` is the sum of `|q_j|` over the members of a group whose sign agrees with bit `j` of `i`, so
+//! `sum_j s_j q_j = 2 T[i] - sum_j |q_j|` with `0 <= T <= 4095`, and the last term is one constant for all
+//! rows. The 12 bits are split into two halves of 6, because then four lookups still add up in a byte and
+//! the costly widening to 16 bits happens once per 16 columns.
+
+use super::super::ops::{IntSums, Output, RUN_COLS};
+use super::super::quantize::Step;
+use super::super::scratch::Line;
+use super::{each_eight, write};
+use half::f16;
+use std::arch::x86_64::*;
+
+/// How many bytes of signs ahead of the lookups memory is asked for: about a DRAM latency's worth of lookups.
+const PREFETCH: usize = 6144;
+
+/// A line holds the tables of two groups A, B of four columns: low halves of A and B, high halves of A and B,
+/// 16 bytes each. Returns minus the sum of `|q|`.
+#[target_feature(enable = "avx2,f16c")]
+pub(super) fn tables(x: &[f32], pre: Option<&[f16]>, step: Step, tables: &mut [Line]) -> i32 {
+    let (shift, divisor) = (_mm256_set1_ps(step.shift), _mm256_set1_ps(step.step));
+    let ones = _mm_set1_epi16(1);
+    let mut total = _mm_setzero_si128();
+    each_eight(x, pre, tables.len(), |i, v| {
+        let q = _mm256_cvtps_epi32(_mm256_div_ps(_mm256_mul_ps(v, shift), divisor));
+        let q = _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256::<1>(q));
+        total = _mm_add_epi32(total, _mm_madd_epi16(_mm_abs_epi16(q), ones));
+        let (low, high) = agreeing_sums(q);
+        let line = tables[i].0.as_mut_ptr();
+        // SAFETY: a line is 64 bytes, 64-byte aligned.
+        unsafe {
+            _mm256_store_si256(line.cast(), low);
+            _mm256_store_si256(line.add(32).cast(), high);
+        }
+    });
+    let pairs = _mm_add_epi32(total, _mm_shuffle_epi32::<0b01_00_11_10>(total));
+    -_mm_cvtsi128_si32(_mm_add_epi32(pairs, _mm_shuffle_epi32::<0b10_11_00_01>(pairs)))
+}
+
+/// Low and high 6-bit halves of `T` for the groups `q[0..4]` (lower lane) and `q[4..8]` (upper lane).
+///
+/// `T[i] = sum over set bits j of q_j - sum of the negative q_j`: where `q_j < 0` a set bit then takes away
+/// again what the second sum gave, which is the same as counting `|q_j|` for clear bits only.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn agreeing_sums(q: __m128i) -> (__m256i, __m256i) {
+    // Byte shuffles on lanes that both hold q[0..4] | q[4..8] doubled: each lane sees its own four values
+    // twice, so one index pattern serves both. Value j is bytes 2j, 2j + 1; -1 gives 0.
+    let lanes = |p: [i8; 16]| {
+        // SAFETY: an array of sixteen bytes.
+        _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(p.as_ptr().cast()) })
+    };
+    const N: i8 = -1;
+    // Entries 0..4 (bits 0 and 1) in the low 8 bytes, the contributions of bits 2 and 3 in the high 8.
+    let first = lanes([N, N, 0, 1, N, N, 0, 1, N, N, 4, 5, N, N, 4, 5]);
+    let second = lanes([N, N, N, N, 2, 3, 2, 3, N, N, N, N, 6, 7, 6, 7]);
+    let first_offset = lanes([0, 1, 0, 1, 0, 1, 0, 1, 4, 5, 4, 5, 4, 5, 4, 5]);
+    let second_offset = lanes([2, 3, 2, 3, 2, 3, 2, 3, 6, 7, 6, 7, 6, 7, 6, 7]);
+    // Entries 0..8 and 8..16: the quad of bits 0, 1 plus the right contribution of bits 2, 3.
+    let quad = lanes([0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7]);
+    let upper_0 = lanes([8, 9, 8, 9, 8, 9, 8, 9, 10, 11, 10, 11, 10, 11, 10, 11]);
+    let upper_8 = lanes([12, 13, 12, 13, 12, 13, 12, 13, 14, 15, 14, 15, 14, 15, 14, 15]);
+
+    let q = _mm256_permute4x64_epi64::<0b01_01_00_00>(_mm256_castsi128_si256(q));
+    let negative = _mm256_min_epi16(q, _mm256_setzero_si256());
+    let offset = _mm256_add_epi16(
+        _mm256_shuffle_epi8(negative, first_offset),
+        _mm256_shuffle_epi8(negative, second_offset),
+    );
+    let sums = _mm256_add_epi16(_mm256_shuffle_epi8(q, first), _mm256_shuffle_epi8(q, second));
+    let sums = _mm256_sub_epi16(sums, offset);
+    let quads = _mm256_shuffle_epi8(sums, quad);
+    let t0 = _mm256_add_epi16(quads, _mm256_shuffle_epi8(sums, upper_0));
+    let t8 = _mm256_add_epi16(quads, _mm256_shuffle_epi8(sums, upper_8));
+    let six = _mm256_set1_epi16(63);
+    (
+        _mm256_packus_epi16(_mm256_and_si256(t0, six), _mm256_and_si256(t8, six)),
+        _mm256_packus_epi16(_mm256_srli_epi16::<6>(t0), _mm256_srli_epi16::<6>(t8)),
+    )
+}
+
+/// Adds `2 T` of all lookups to the sums of every row block.
+#[target_feature(enable = "avx2,f16c")]
+pub(super) fn rows(tile: &[u8], stride: usize, tables: &[Line], sums: &mut [IntSums], start: Option<i32>) {
+    assert!(tables.len().is_multiple_of(2) && tables.len() <= RUN_COLS / 8);
+    for (b, sums) in sums.iter_mut().enumerate() {
+        if let Some(start) = start {
+            *sums = [start; 32];
+        }
+        // The row block after this one, where prefetching goes on. Beyond the last it may point anywhere.
+        let next = tile.as_ptr().wrapping_add((b + 1) * stride);
+        row_block(&tile[b * stride..][..32 * tables.len()], next, tables, sums);
+    }
+}
+
+/// One row block: `tile` is 32 bytes per line of tables.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn row_block(tile: &[u8], next: *const u8, tables: &[Line], sums: &mut IntSums) {
+    let nibble = _mm256_set1_epi8(15);
+    let zero = _mm256_setzero_si256();
+    // 16-bit sums per half. `*_all` adds vectors of bytes (even + 256 odd) as they are, `*_odd` their odd
+    // bytes; the even sums follow modulo 2^16. Both stay below 2^16: 256 steps of at most 4 * 63.
+    let (mut low_all, mut low_odd, mut high_all, mut high_odd) = (zero, zero, zero, zero);
+    // Where the byte after this block's last would lie if the next block followed at once.
+    let beyond = next.wrapping_sub(tile.len());
+    for (i, (bytes, t)) in tile.chunks_exact(64).zip(tables.chunks_exact(2)).enumerate() {
+        let w = bytes.as_ptr();
+        let ahead = 64 * i + PREFETCH;
+        let ahead = if ahead < tile.len() { tile.as_ptr() } else { beyond }.wrapping_add(ahead);
+        let t = t.as_ptr().cast::<u8>();
+        // SAFETY: 64 bytes of signs and 128 of tables, tables aligned; a prefetch may point anywhere.
+        let (v0, v1, table) = unsafe {
+            _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
+            let table = |at: usize| _mm256_broadcastsi128_si256(_mm_load_si128(t.add(at).cast()));
+            (_mm256_loadu_si256(w.cast()), _mm256_loadu_si256(w.add(32).cast()), table)
+        };
+        let index = [
+            _mm256_and_si256(v0, nibble),
+            _mm256_and_si256(_mm256_srli_epi16::<4>(v0), nibble),
+            _mm256_and_si256(v1, nibble),
+            _mm256_and_si256(_mm256_srli_epi16::<4>(v1), nibble),
+        ];
+        let four = |half: usize| {
+            let look = |i: usize, at: usize| _mm256_shuffle_epi8(table(half + at), index[i]);
+            _mm256_add_epi8(
+                _mm256_add_epi8(look(0, 0), look(1, 16)),
+                _mm256_add_epi8(look(2, 64), look(3, 80)),
+            )
+        };
+        let low = four(0);
+        low_all = _mm256_add_epi16(low_all, low);
+        low_odd = _mm256_add_epi16(low_odd, _mm256_srli_epi16::<8>(low));
+        let high = four(32);
+        high_all = _mm256_add_epi16(high_all, high);
+        high_odd = _mm256_add_epi16(high_odd, _mm256_srli_epi16::<8>(high));
+    }
+    let low = widen(low_all, low_odd);
+    let high = widen(high_all, high_odd);
+    let doubled =
+        |i: usize| _mm256_slli_epi32::<1>(_mm256_add_epi32(low[i], _mm256_slli_epi32::<6>(high[i])));
+    // `widen` leaves rows 4 i .. 4 i + 4 and 16 + 4 i .. in the lanes of vector i.
+    let ordered = [
+        _mm256_permute2x128_si256::<0x20>(doubled(0), doubled(1)),
+        _mm256_permute2x128_si256::<0x20>(doubled(2), doubled(3)),
+        _mm256_permute2x128_si256::<0x31>(doubled(0), doubled(1)),
+        _mm256_permute2x128_si256::<0x31>(doubled(2), doubled(3)),
+    ];
+    for (v, sums) in ordered.into_iter().zip(sums.chunks_exact_mut(8)) {
+        // SAFETY: eight integers.
+        unsafe {
+            let p: *mut __m256i = sums.as_mut_ptr().cast();
+            _mm256_storeu_si256(p, _mm256_add_epi32(_mm256_loadu_si256(p), v));
+        }
+    }
+}
+
+/// Sums of 32 bytes each, in 32 bits, from the 16-bit sums of whole vectors and of their odd bytes.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn widen(all: __m256i, odd: __m256i) -> [__m256i; 4] {
+    let zero = _mm256_setzero_si256();
+    let even = _mm256_sub_epi16(all, _mm256_slli_epi16::<8>(odd));
+    let (l, h) = (_mm256_unpacklo_epi16(even, odd), _mm256_unpackhi_epi16(even, odd));
+    [
+        _mm256_unpacklo_epi16(l, zero),
+        _mm256_unpackhi_epi16(l, zero),
+        _mm256_unpacklo_epi16(h, zero),
+        _mm256_unpackhi_epi16(h, zero),
+    ]
+}
+
+/// # Safety
+/// As [`write`].
+#[target_feature(enable = "avx2,f16c")]
+pub(super) unsafe fn out(sums: &IntSums, out: Output<'_>) {
+    // SAFETY: eight of 32 integers; the rest is passed on.
+    unsafe { write(out, |i| _mm256_cvtepi32_ps(_mm256_loadu_si256(sums[8 * i..8 * i + 8].as_ptr().cast()))) }
+}

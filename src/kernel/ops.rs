@@ -1,0 +1,165 @@
+//! What an instruction set has to provide; the loops around it are shared (`stage`).
+
+use super::quantize::{Extent, Step};
+use super::scratch::Line;
+use half::f16;
+
+/// Columns of one accumulation run. Bounded twice: 16-bit accumulators take 256 sums of four 6-bit table
+/// entries, and the tables of a run fill 32 KiB, a first-level cache.
+pub(super) const RUN_COLS: usize = 4096;
+
+/// Columns summed in f32 before the sum moves on to f64 in `Mode::F32`.
+pub const F32_CHUNK: usize = 256;
+
+/// Lines of integer tables per 8 columns. A kernel chooses what it stores in them.
+pub(super) const INT_LINES: usize = 1;
+
+/// Lines of f32 tables per 8 columns: two groups of four columns, 16 sums each. Entry `i` of a group is
+/// `(+-v_0 +- v_1) + (+-v_2 +- v_3)`, where bit `j` of `i` set means `+v_j`.
+pub(super) const F32_LINES: usize = 2;
+
+/// Sums of the 32 rows of one row block.
+pub(super) type IntSums = [i32; 32];
+/// Sums of the 32 rows of one row block, [`super::Mode::F32`].
+pub(super) type F32Sums = [f64; 32];
+
+/// Where the results of one row block of one column go.
+#[derive(Clone, Copy)]
+pub(super) struct Output<'a> {
+    /// Rows of the block that exist, 1 to 32.
+    pub rows: usize,
+    pub step: Step,
+    /// Output scales of these rows.
+    pub post: Option<&'a [f16]>,
+    /// Addend of these rows; may be `y` itself.
+    pub add: Option<*const f32>,
+    pub y: *mut f32,
+}
+
+/// Extent of `pre * x`.
+pub(super) type ExtentOf = unsafe fn(x: &[f32], pre: Option<&[f16]>) -> Extent;
+
+/// Quantizes `pre * x` with a usable step and builds its tables. Returns what every row's sum starts at.
+pub(super) type IntTables = unsafe fn(x: &[f32], pre: Option<&[f16]>, step: Step, tables: &mut [Line]) -> i32;
+
+/// Builds the f32 tables of `pre * x`.
+pub(super) type F32Tables = unsafe fn(x: &[f32], pre: Option<&[f16]>, tables: &mut [Line]);
+
+/// Adds the columns of `tables`, at most [`RUN_COLS`], to `sums`, which start at `start` if given.
+/// `Mode::F32` sums chunks of [`F32_CHUNK`] columns from the first of the call.
+pub(super) type Rows<Sums, Start> =
+    unsafe fn(tile: &[u8], stride: usize, tables: &[Line], sums: &mut [Sums], start: Option<Start>);
+
+/// `y = add + ((f32(sum) * step) * unshift) * post`.
+pub(super) type Out<Sums> = unsafe fn(sums: &Sums, out: Output<'_>);
+
+/// The primitives of one instruction set.
+///
+/// Tables cover the columns padded to 16. `tile` starts at the first row block and column of a call; row
+/// block `b` starts `b * stride` bytes further on. There are as many row blocks as `sums`.
+pub(super) struct Ops {
+    pub extent: ExtentOf,
+    pub int_tables: IntTables,
+    pub f32_tables: F32Tables,
+    pub int_rows: Rows<IntSums, i32>,
+    pub f32_rows: Rows<F32Sums, f64>,
+    pub int_out: Out<IntSums>,
+    pub f32_out: Out<F32Sums>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bits::SignMatrix;
+    use crate::kernel::available;
+
+    const UNIT: Step = Step { shift: 1.0, step: 1.0, unshift: 1.0 };
+
+    /// Lookups of the integers `q` against naive sums, on every kernel that runs here.
+    fn compare(q: &[i16], signs: &SignMatrix) {
+        let (rows, cols) = (signs.rows(), signs.cols());
+        assert!(rows.is_multiple_of(32) && cols.is_multiple_of(16) && q.len() == cols);
+        let want: Vec<i32> = (0..rows)
+            .map(|r| {
+                q.iter()
+                    .enumerate()
+                    .map(|(c, q)| i32::from(*q) * if signs.is_plus(r, c) { 1 } else { -1 })
+                    .sum()
+            })
+            .collect();
+        let x: Vec<f32> = q.iter().map(|q| f32::from(*q)).collect();
+        for kernel in available() {
+            let mut tables = vec![Line::ZERO; cols / 8];
+            let mut sums = vec![[0i32; 32]; rows / 32];
+            // SAFETY: the kernel is available.
+            unsafe {
+                let start = (kernel.ops().int_tables)(&x, None, UNIT, &mut tables);
+                for from in (0..cols / 8).step_by(RUN_COLS / 8) {
+                    let run = &tables[from..(from + RUN_COLS / 8).min(cols / 8)];
+                    let start = (from == 0).then_some(start);
+                    (kernel.ops().int_rows)(
+                        &signs.as_bytes()[from * 32..],
+                        cols / 8 * 32,
+                        run,
+                        &mut sums,
+                        start,
+                    );
+                }
+            }
+            assert_eq!(sums.as_flattened(), want, "{kernel} {rows} x {cols}");
+        }
+    }
+
+    #[test]
+    fn integer_sums_are_exact_at_the_limits_of_the_tables() {
+        // Every split of 4095 that the group rule allows at its edges, in every combination of signs, for
+        // rows that agree with all activations, with none, and with some: the 6-bit halves and the 16-bit
+        // accumulators are then full.
+        let groups = [
+            [2047, 2047, 1, 0],
+            [1, 2046, 2047, 1],
+            [1024, 1024, 1024, 1023],
+            [0, 0, 0, 2047],
+            [2047, 0, 2047, 0],
+        ];
+        for cols in [16, 4080, 4096, 4112, 12304] {
+            for (i, group) in groups.iter().enumerate() {
+                let flip = |c: usize| (c / 4 * 7 + i) >> (c % 4) & 1 == 1;
+                let q: Vec<i16> =
+                    (0..cols).map(|c| if flip(c) { -group[c % 4] } else { group[c % 4] }).collect();
+                let signs = SignMatrix::from_fn(64, cols, |r, c| match r % 4 {
+                    0 => q[c] > 0,
+                    1 => q[c] < 0,
+                    2 => true,
+                    _ => (r * 31 + c * 17 + c / 5) % 7 < 3,
+                });
+                compare(&q, &signs);
+                compare(&vec![0; cols], &signs);
+            }
+        }
+    }
+
+    #[test]
+    fn kernels_see_the_same_extent() {
+        for len in [1usize, 3, 7, 8, 9, 17, 100] {
+            let x: Vec<f32> = (0..len).map(|i| ((i * 37 % 19) as f32 - 9.3) * 1e-3).collect();
+            let g: Vec<f16> = (0..len).map(|i| f16::from_bits((i * 977 % 0x7c00) as u16)).collect();
+            for bad in [None, Some(f32::NAN), Some(f32::NEG_INFINITY), Some(f32::MAX)] {
+                let mut x = x.clone();
+                if let Some(bad) = bad {
+                    x[len - 1] = bad;
+                }
+                for pre in [None, Some(&g[..])] {
+                    let extents = available().into_iter().map(|kernel| {
+                        // SAFETY: the kernel is available.
+                        let e = unsafe { (kernel.ops().extent)(&x, pre) };
+                        // Which NaN or how far beyond infinity is open.
+                        Extent { value: e.value.min(0x7f80_0000), group: e.group.min(0x7f80_0000) }
+                    });
+                    let extents: Vec<_> = extents.collect();
+                    assert!(extents.windows(2).all(|w| w[0] == w[1]), "{len} {bad:?}: {extents:?}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! One half of a factorized product, for runtimes that own their threads.
+
+use super::Kernel;
+use super::arithmetic::{Arithmetic, F32, Int, Mode};
+use super::ops::{Ops, Output, RUN_COLS};
+use super::quantize::Step;
+use super::scratch::{LINE, lines, view};
+use crate::bits::{TILE_ROWS, padded_cols, padded_rows, tile_bytes};
+use crate::error::{Error, Result};
+use half::f16;
+use std::ops::Range;
+
+/// Most columns of a stage. With `|q_0| + .. + |q_3| <= 4095` sums stay below 2^30.
+pub const MAX_COLS: usize = 1 << 20;
+
+/// Columns of a batch whose tables are alive together. Their row blocks of signs are then read from the cache.
+const MAX_BATCH: usize = 32;
+/// Bytes that the tables of a batch should not exceed, unless [`MIN_BATCH`] columns need more.
+const BATCH_BYTES: usize = 2 << 20;
+const MIN_BATCH: usize = 4;
+
+/// Row blocks that pass over the columns of a batch together: 128 KiB of signs per accumulation run.
+const BATCH_BLOCKS: usize = 8;
+/// The same for a single column, where nothing is read twice but the tables of a run.
+const SINGLE_BLOCKS: usize = 32;
+
+/// Row blocks whose sums are alive together.
+const fn group_blocks(batch: usize) -> usize {
+    if batch == 1 { SINGLE_BLOCKS } else { BATCH_BLOCKS }
+}
+
+/// Part `i` of `n` of `0..total`, as even as possible.
+fn share(total: usize, i: usize, n: usize) -> Range<usize> {
+    let at = |i: usize| (total as u128 * i as u128 / n as u128) as usize;
+    at(i)..at(i + 1)
+}
+
+/// Columns per thread from which threads share out columns instead of rows: below, the tables that every
+/// thread then builds for itself cost less than an uneven share.
+const COLUMNS_PER_THREAD: usize = 8;
+
+/// One half of the product: `y = post * (S (pre * x))`, `S` the `rows x cols` sign tile.
+#[derive(Clone, Copy, Debug)]
+pub struct Stage<'a> {
+    /// Rows of `S`: outputs.
+    pub rows: usize,
+    /// Columns of `S`: inputs.
+    pub cols: usize,
+    /// `S` in the layout of [`crate::bits`]; may start at any address. Padding bits do not matter.
+    pub tile: &'a [u8],
+    /// `cols` input scales.
+    pub pre: Option<&'a [f16]>,
+    /// `rows` output scales.
+    pub post: Option<&'a [f16]>,
+}
+
+/// Columns of activations, or of the addend: column `t` starts `t * stride` floats after `start`.
+#[derive(Clone, Copy)]
+struct Columns<P> {
+    start: P,
+    stride: usize,
+}
+
+impl<'a> Stage<'a> {
+    /// Whether the parts fit together. Errors: [`Error::Usage`] names the part that does not.
+    pub fn check(&self) -> Result<()> {
+        let fault = |what: String| Err(Error::usage(format!("{} x {} signs: {what}", self.rows, self.cols)));
+        if self.rows == 0 || self.cols == 0 {
+            return fault("an empty matrix".into());
+        }
+        if self.cols > MAX_COLS {
+            return fault(format!("more than {MAX_COLS} columns"));
+        }
+        if self.rows > isize::MAX as usize / MAX_COLS {
+            return fault("too many rows".into());
+        }
+        let want = tile_bytes(self.rows, self.cols);
+        if self.tile.len() != want {
+            return fault(format!("the tile has {} bytes, not {want}", self.tile.len()));
+        }
+        for (name, scales, want) in [("input", self.pre, self.cols), ("output", self.post, self.rows)] {
+            if let Some(scales) = scales.filter(|s| s.len() != want) {
+                return fault(format!("{} {name} scales, not {want}", scales.len()));
+            }
+        }
+        Ok(())
+    }
+
+    fn tables_per_column(&self, mode: Mode) -> usize {
+        padded_cols(self.cols) / 8 * mode.table_lines()
+    }
+
+    /// Sums of a row block that are alive together: those of every column of the batch, if the columns of `S`
+    /// take several runs.
+    fn sums_per_block(&self, batch: usize) -> usize {
+        if padded_cols(self.cols) > RUN_COLS { batch } else { 1 }
+    }
+
+    /// Columns processed together.
+    fn batch(&self, n: usize, mode: Mode) -> usize {
+        let bytes = (self.tables_per_column(mode) * LINE).max(1);
+        (BATCH_BYTES / bytes).clamp(MIN_BATCH, MAX_BATCH).min(n).max(1)
+    }
+
+    /// Bytes of scratch memory that one thread needs for `n` columns, at any alignment. Bounded: it stops
+    /// growing at 32 columns.
+    pub fn work_size(&self, n: usize, mode: Mode) -> usize {
+        let batch = self.batch(n, mode);
+        // The last batch may be a single column, with its larger group.
+        let blocks = SINGLE_BLOCKS.max(BATCH_BLOCKS * self.sums_per_block(batch));
+        let sums = blocks * mode.sum_lines();
+        (self.tables_per_column(mode) * batch + sums) * LINE + LINE - 1
+    }
+
+    /// Computes thread `ith`'s share (of `nth`) of `n` columns: `y = add + post * (S (pre * x))`.
+    ///
+    /// Threads share out row blocks, or columns if there are many; each share is written by its thread alone
+    /// and is the same for every stage of equal `rows`, `n` and `nth`. No allocation, no waiting.
+    ///
+    /// # Panics
+    /// If [`Self::check`] fails, `work` is smaller than [`Self::work_size`], `ith >= nth`, or `kernel` does
+    /// not run here.
+    ///
+    /// # Safety
+    /// * Column `t < n` of `x` is `cols` floats from `x + t * x_stride`, of `y` and `add` `rows` floats from
+    ///   `y + t * y_stride` and `add.0 + t * add.1`: all valid and aligned, and `y`'s columns do not overlap.
+    /// * Nobody writes `x`, and nobody but this call touches its share of `y`. `add` may be `y`.
+    #[allow(clippy::too_many_arguments)]
+    pub unsafe fn run(
+        &self,
+        kernel: Kernel,
+        mode: Mode,
+        x: *const f32,
+        x_stride: usize,
+        n: usize,
+        add: Option<(*const f32, usize)>,
+        y: *mut f32,
+        y_stride: usize,
+        work: &mut [u8],
+        ith: usize,
+        nth: usize,
+    ) {
+        self.check().expect("the parts of a stage must fit together");
+        assert!(ith < nth, "thread {ith} of {nth}");
+        assert!(work.len() >= self.work_size(n, mode), "scratch memory is too small");
+        assert!(kernel.is_available(), "kernel '{kernel}' does not run here");
+        let blocks = padded_rows(self.rows) / TILE_ROWS;
+        let (blocks, columns) = if n >= COLUMNS_PER_THREAD * nth {
+            (0..blocks, share(n, ith, nth))
+        } else {
+            (share(blocks, ith, nth), 0..n)
+        };
+        if blocks.is_empty() {
+            return;
+        }
+        let x = Columns { start: x, stride: x_stride };
+        let y = Columns { start: y, stride: y_stride };
+        let add = add.map(|(start, stride)| Columns { start, stride });
+        let batch = self.batch(n, mode);
+        for first in columns.clone().step_by(batch) {
+            let columns = first..columns.end.min(first + batch);
+            // SAFETY: the kernel runs here; the caller vouches for the columns.
+            unsafe {
+                match mode {
+                    Mode::Int => self.batch_of::<Int>(kernel.ops(), blocks.clone(), columns, x, add, y, work),
+                    Mode::F32 => self.batch_of::<F32>(kernel.ops(), blocks.clone(), columns, x, add, y, work),
+                }
+            }
+        }
+    }
+
+    /// Row blocks `blocks` of the columns `columns`, at most a batch.
+    ///
+    /// # Safety
+    /// As [`Self::run`], and this CPU has what `ops` needs.
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn batch_of<A: Arithmetic>(
+        &self,
+        ops: &Ops,
+        blocks: Range<usize>,
+        columns: Range<usize>,
+        x: Columns<*const f32>,
+        add: Option<Columns<*const f32>>,
+        y: Columns<*mut f32>,
+        work: &mut [u8],
+    ) {
+        let per_column = self.tables_per_column(A::MODE);
+        let (tables, rest) = lines(work).split_at_mut(per_column * columns.len());
+        let group = group_blocks(columns.len());
+        let slots = self.sums_per_block(columns.len());
+        let sums: &mut [A::Sums] = view(&mut rest[..group * slots * A::MODE.sum_lines()]);
+
+        let mut state = [(Step { shift: 1.0, step: 0.0, unshift: 1.0 }, A::Start::default()); MAX_BATCH];
+        for (c, t) in columns.clone().enumerate() {
+            // SAFETY: column t of x, by the caller's promise.
+            let x = unsafe { std::slice::from_raw_parts(x.start.add(t * x.stride), self.cols) };
+            // SAFETY: this CPU has what `ops` needs.
+            state[c] = unsafe { A::tables(ops, x, self.pre, &mut tables[c * per_column..][..per_column]) };
+        }
+
+        let stride = padded_cols(self.cols) / 8 * TILE_ROWS;
+        let run_lines = RUN_COLS / 8 * A::MODE.table_lines();
+        for first in blocks.clone().step_by(group) {
+            let group = first..blocks.end.min(first + group);
+            for from in (0..per_column.max(1)).step_by(run_lines) {
+                let to = per_column.min(from + run_lines);
+                let tile = &self.tile[first * stride + from / A::MODE.table_lines() * TILE_ROWS..];
+                for (c, t) in columns.clone().enumerate() {
+                    let tables = &tables[c * per_column..][from..to];
+                    let start = (from == 0).then_some(state[c].1);
+                    let slot = c % slots;
+                    let sums = &mut sums[slot * group.len()..][..group.len()];
+                    // SAFETY: this CPU has what `ops` needs.
+                    unsafe { A::rows(ops, tile, stride, tables, sums, start) };
+                    if to < per_column {
+                        continue;
+                    }
+                    for (block, sums) in group.clone().zip(&*sums) {
+                        let row = block * TILE_ROWS;
+                        let rows = TILE_ROWS.min(self.rows - row);
+                        // SAFETY: rows `row..row + rows` of column t are inside the caller's columns.
+                        unsafe {
+                            let add = add.map(|a| a.start.add(t * a.stride + row));
+                            let y = y.start.add(t * y.stride + row);
+                            let post = self.post.map(|p| &p[row..row + rows]);
+                            A::out(ops, sums, Output { rows, step: state[c].0, post, add, y });
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
