@@ -277,7 +277,7 @@ lb_status lb_matrix_get_info(const struct lb_matrix *matrix, struct lb_matrix_in
 
 /**
  * y = W x for n columns: x has d_in floats a column, y d_out floats. The call starts and joins up to
- * n_threads threads of its own (0 counts as 1; fewer for small products) and allocates. The result does not
+ * n_threads threads of its own (0 counts as 1, at most 256, fewer for small products) and allocates. The result does not
  * depend on n_threads or n. Memory between the columns of y is left alone, but nobody else may touch it
  * during the call. x and y must not overlap. With n = 0 nothing happens and x and y may be NULL.
  * A column of x with a value that is not finite gives a column of NaN.

@@ -234,6 +234,10 @@ pub unsafe extern "C" fn lb_matrix_get_info(matrix: *const lb_matrix, out: *mut 
     })
 }
 
+/// Most threads that one product starts. More would cost more to start than they save, and a caller's garbage
+/// should not exhaust the system.
+const MAX_THREADS: u32 = 256;
+
 /// The Rust name of a mode number.
 pub(super) fn mode_of(mode: u32) -> Outcome<Mode> {
     match mode {
@@ -247,7 +251,7 @@ pub(super) fn mode_of(mode: u32) -> Outcome<Mode> {
 }
 
 /// y = W x for n columns: x has d_in floats a column, y d_out floats. The call starts and joins up to
-/// n_threads threads of its own (0 counts as 1; fewer for small products) and allocates. The result does not
+/// n_threads threads of its own (0 counts as 1, at most 256, fewer for small products) and allocates. The result does not
 /// depend on n_threads or n. Memory between the columns of y is left alone, but nobody else may touch it
 /// during the call. x and y must not overlap. With n = 0 nothing happens and x and y may be NULL.
 /// A column of x with a value that is not finite gives a column of NaN.
@@ -288,6 +292,6 @@ pub unsafe extern "C" fn lb_matrix_mul(
                 std::slice::from_raw_parts_mut(y, y_span.len::<f32>()),
             )
         };
-        Ok(matmul(&paths, mode, active(), x, x_stride, n, y, y_stride, n_threads as usize)?)
+        Ok(matmul(&paths, mode, active(), x, x_stride, n, y, y_stride, n_threads.min(MAX_THREADS) as usize)?)
     })
 }
