@@ -49,7 +49,7 @@ inline void check_abi() {
 }
 
 enum class mode : std::uint32_t {
-    integer = LB_MODE_INT,         // 12-bit activations, the fast way
+    integer = LB_MODE_INT,         // 14-bit activations, the fast way
     single_precision = LB_MODE_F32 // activations as they are, slower
 };
 

@@ -40,7 +40,7 @@
 #define LB_ABI_VERSION 0
 
 /**
- * Activations as 12-bit integers, sums exact: the fast way.
+ * Activations as 14-bit integers, sums exact: the fast way.
  */
 #define LB_MODE_INT 0
 

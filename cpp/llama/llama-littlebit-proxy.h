@@ -7,7 +7,7 @@
 //   portable: src[0..4] = V, U, g, l, h of path 0, src[5..9] of path 1, experts in the last dimension
 enum lb_lowering {
     LB_LOWERING_PORTABLE   = 0,
-    LB_LOWERING_NATIVE     = 1, // exact integers on 12-bit activations
+    LB_LOWERING_NATIVE     = 1, // exact integers on 14-bit activations
     LB_LOWERING_NATIVE_F32 = 2, // f32 activations
 };
 

@@ -6,7 +6,7 @@ use super::status::*;
 use crate::kernel::{PathRef, Stage, active};
 use half::f16;
 
-/// Activations as 12-bit integers, sums exact: the fast way.
+/// Activations as 14-bit integers, sums exact: the fast way.
 pub const LB_MODE_INT: u32 = 0;
 /// Activations as 32-bit floats, about 1e-7 relative error; several times slower.
 pub const LB_MODE_F32: u32 = 1;

@@ -29,12 +29,16 @@ pub fn run(path: &Path, as_json: bool) -> Result<()> {
         "types": by_type.iter().map(|(k, v)| json!({"type": k, "tensors": v.0, "bytes": v.1})).collect::<Vec<_>>(),
     });
     if is_littlebit(&gguf) {
-        report["littlebit"] = littlebit(LittleBitFile::from_gguf(gguf)?, data_bits);
+        report["littlebit"] = littlebit(LittleBitFile::from_gguf(gguf)?, data_bits)?;
     }
     if as_json { print_line(&report.to_string()) } else { print_text(&report) }
 }
 
-fn littlebit(file: LittleBitFile, data_bits: u64) -> Json {
+/// Also reads every factor, so that set padding bits and scales that are not finite are found.
+fn littlebit(file: LittleBitFile, data_bits: u64) -> Result<Json> {
+    for m in file.matrices() {
+        file.read_factors(m)?;
+    }
     let kv: serde_json::Map<String, Json> = file
         .gguf
         .kv
@@ -55,13 +59,13 @@ fn littlebit(file: LittleBitFile, data_bits: u64) -> Json {
             })
         })
         .collect();
-    json!({
+    Ok(json!({
         "kv": kv, "matrices": matrices,
         // Recounted from the tensors, so that a wrong KV would show.
         "bpw": file.factor_bits() as f64 / file.factorized_weights().max(1) as f64,
         "bpw_file": data_bits as f64 / n_params.max(1) as f64,
         "factor_bytes": file.factor_bits() / 8, "factorized_weights": file.factorized_weights(),
-    })
+    }))
 }
 
 fn scalar(v: &Value) -> Json {

@@ -3,7 +3,7 @@
 use super::{Kernel, Mode, Stage};
 use crate::error::{Error, Result};
 use half::f16;
-use std::sync::Barrier;
+use std::sync::{Barrier, OnceLock};
 
 /// Columns whose intermediate vectors are held together.
 const CHUNK: usize = 512;
@@ -123,14 +123,20 @@ pub fn matmul(
         y_stride,
         latent: Shared(latent.as_mut_ptr()),
         chunk,
-        threads,
-        barrier: Barrier::new(threads),
+        team: OnceLock::new(),
     };
     std::thread::scope(|scope| {
+        let mut size = 1;
         for ith in 1..threads {
             let job = &job;
-            scope.spawn(move || job.work(ith));
+            // Where the system gives no more threads, those there are do the work.
+            let started = std::thread::Builder::new().spawn_scoped(scope, move || job.work(ith));
+            size += usize::from(started.is_ok());
+            if started.is_err() {
+                break;
+            }
         }
+        job.team.get_or_init(|| Team { size, barrier: Barrier::new(size) });
         job.work(0);
     });
     Ok(())
@@ -167,7 +173,12 @@ struct Job<'a> {
     /// Per path `chunk` columns of `rank` floats.
     latent: Shared,
     chunk: usize,
-    threads: usize,
+    /// Set once it is known how many threads have started; they wait for it.
+    team: OnceLock<Team>,
+}
+
+struct Team {
+    size: usize,
     barrier: Barrier,
 }
 
@@ -176,17 +187,18 @@ impl Job<'_> {
         let stages = self.paths.iter().flat_map(|p| [p.v_stage(), p.u_stage()]);
         let bytes = stages.map(|s| s.work_size(self.chunk, self.mode)).max().unwrap_or(0);
         let mut work = vec![0u8; bytes];
+        let team = self.team.wait();
         for from in (0..self.n).step_by(self.chunk.max(1)) {
             let n = self.chunk.min(self.n - from);
-            self.chunk_of(from, n, &mut work, ith);
+            self.chunk_of(team, from, n, &mut work, ith);
         }
     }
 
     /// Thread `ith`'s part of the `n` columns from `from`.
-    fn chunk_of(&self, from: usize, n: usize, work: &mut [u8], ith: usize) {
-        let nth = self.threads;
+    fn chunk_of(&self, team: &Team, from: usize, n: usize, work: &mut [u8], ith: usize) {
+        let nth = team.size;
         // Nobody overwrites intermediates of the previous chunk that others still read.
-        self.barrier.wait();
+        team.barrier.wait();
         let mut at = 0;
         for path in self.paths {
             // SAFETY: x was checked to hold these columns; the path's intermediates are `chunk * rank >= n *
@@ -200,7 +212,7 @@ impl Job<'_> {
             }
             at += self.chunk * path.rank;
         }
-        self.barrier.wait();
+        team.barrier.wait();
         let mut at = 0;
         for (i, path) in self.paths.iter().enumerate() {
             // SAFETY: y was checked to hold these columns without overlap. Shares depend on d_out, n and nth
