@@ -310,7 +310,7 @@ fn other_tools_of_the_patched_build_work() {
     split.args(["--split", "--split-max-tensors", "400"]).arg(f.littlebit()).arg(&shards);
     success("gguf-split", &mut split);
     let first = std::fs::read_dir(f.dir.path()).unwrap().map(|e| e.unwrap().path());
-    let first = first.filter(|p| s(p).contains("shard-00001-of")).next().expect("a first shard");
+    let first = { first }.find(|p| s(p).contains("shard-00001-of")).expect("a first shard");
     let (a, b) = (f.path("whole.f32"), f.path("shards.f32"));
     logits("LITTLEBIT_PATCHED", &f.littlebit(), &a, None, &["-t", "2"]);
     logits("LITTLEBIT_PATCHED", &first, &b, None, &["-t", "2"]);

@@ -138,7 +138,7 @@ fn faults_are_refused() {
     let path = dir.path().join("bad.gguf");
     let find =
         |needle: &[u8]| good.windows(needle.len()).position(|w| w == needle).expect("needle is in the file");
-    let mut refuse = |what: &str, edit: &dyn Fn(&mut Vec<u8>), word: &str| {
+    let refuse = |what: &str, edit: &dyn Fn(&mut Vec<u8>), word: &str| {
         let mut bytes = good.clone();
         edit(&mut bytes);
         std::fs::write(&path, bytes).unwrap();

@@ -21,7 +21,7 @@ struct options {
     int  prompt = 36;
     int  decode = 4;
     int  threads = 1;
-    int  ubatch = 32;
+    int  ubatch = 64; // models without causal attention need the whole prompt in one
     int  ngl = 0;
     bool mmap = true;
 };

@@ -1,245 +1,263 @@
-//! Opening a LittleBit GGUF and multiplying by its matrices.
+//! Models and matrices: handles to an open LittleBit GGUF, and whole products on threads of their own.
 
-use super::*;
-use crate::format::{Factors, LittleBitFile, factors::slice_bits};
-use crate::kernel::{self, Mode, PathRef};
-use guard::{check_ptr, span};
-use std::ffi::CString;
-use std::path::Path;
+use super::guard::*;
+use super::stage::{LB_MODE_F32, LB_MODE_INT};
+use super::status::*;
+use crate::format::schema::Part;
+use crate::format::{Factors, LittleBitFile, MatrixEntry};
+use crate::kernel::{Mode, PathRef, active, matmul};
+use std::ffi::{CStr, CString, c_char};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-/// The factorized matrices of a file, in memory. Immutable: any number of threads may use it at once.
+/// An open LittleBit GGUF.
 pub struct lb_model {
     matrices: Vec<lb_matrix>,
+    file: Arc<LittleBitFile>,
 }
 
-/// One factorized matrix; belongs to its model and lives as long.
+/// A factorized weight of a model: W = sum over paths of diag(h) U diag(l) V^T diag(g), d_out x d_in, once per
+/// expert. Lives as long as its model and is freed with it.
 pub struct lb_matrix {
     name: CString,
-    pub(super) factors: Factors,
-    pub(super) d_out: usize,
-    pub(super) d_in: usize,
-    pub(super) rank: usize,
+    entry: MatrixEntry,
+    bits: u64,
+    file: Arc<LittleBitFile>,
+    /// Read at first use, by one thread; kept until the model is freed.
+    factors: OnceLock<Factors>,
+    reading: Mutex<()>,
 }
 
-/// What a matrix is.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct lb_matrix_info {
-    /// Size of this struct in bytes; set by the caller.
-    pub struct_size: u32,
-    /// Experts in the stack, 1 for an ordinary matrix.
-    pub experts: u32,
-    /// Paths per expert, 1 or 2.
-    pub paths: u32,
-    /// Zero.
-    pub reserved: u32,
-    /// Outputs.
-    pub d_out: u64,
-    /// Inputs.
-    pub d_in: u64,
-    /// Rank of each path.
-    pub rank: u64,
-    /// Bits per weight, scales and padding included.
-    pub bpw: f64,
-}
+const _: () = {
+    const fn shared_by_threads<T: Send + Sync>() {}
+    shared_by_threads::<lb_model>();
+};
 
-/// Activations in exact integers of 12 bits: the fast mode.
-pub const LB_MODE_INT: u32 = 0;
-/// Activations in f32: slow, for checking.
-pub const LB_MODE_F32: u32 = 1;
+impl lb_matrix {
+    fn new(file: &Arc<LittleBitFile>, entry: &MatrixEntry) -> Outcome<Self> {
+        let name = CString::new(entry.name.as_str()).map_err(|_| {
+            let path = file.gguf.path.display();
+            Fault::new(LB_ERROR_MALFORMED, format!("{path}: a tensor name contains a NUL character"))
+        })?;
+        Ok(lb_matrix {
+            name,
+            entry: entry.clone(),
+            bits: Part::ALL.iter().map(|part| file.part(entry, *part).nbytes.saturating_mul(8)).sum(),
+            file: Arc::clone(file),
+            factors: OnceLock::new(),
+            reading: Mutex::new(()),
+        })
+    }
 
-pub(super) fn mode_of(mode: u32) -> Result<Mode, guard::Failure> {
-    match mode {
-        LB_MODE_INT => Ok(Mode::Int),
-        LB_MODE_F32 => Ok(Mode::F32),
-        other => Err(fail(LB_ERROR_INVALID_ARGUMENT, format!("unknown mode {other}"))),
+    pub(super) fn factors(&self) -> Outcome<&Factors> {
+        if let Some(factors) = self.factors.get() {
+            return Ok(factors);
+        }
+        // A thread that panicked here left the cell empty, so its mark does not matter.
+        let _reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(factors) = self.factors.get() {
+            return Ok(factors);
+        }
+        let factors = self.file.read_factors(&self.entry)?;
+        Ok(self.factors.get_or_init(|| factors))
+    }
+
+    pub(super) fn experts(&self) -> usize {
+        self.entry.experts()
+    }
+
+    pub(super) fn paths(&self) -> usize {
+        self.entry.paths
     }
 }
 
-/// Opens a LittleBit GGUF and reads all its factors. `path` is the system's bytes (UTF-8 on most).
-///
-/// # Safety
-/// `path` is NULL or NUL-terminated; `out` is NULL or valid for a write.
+/// Opens a LittleBit GGUF and checks that its factor tensors fit together. Factors are read when a matrix is
+/// first used. The file must not change while the model is open.
+/// path: UTF-8; on Unix any bytes. Free the model with lb_model_free.
+/// Errors: LB_ERROR_IO, LB_ERROR_MALFORMED, LB_ERROR_UNSUPPORTED.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lb_model_open(path: *const c_char, out: *mut *mut lb_model) -> lb_status {
-    call(|| {
-        check_ptr("path", path)?;
-        out_ptr("out", out)?;
-        // SAFETY: not NULL, and the caller promises a terminated string.
-        let bytes = unsafe { CStr::from_ptr(path) }.to_bytes();
-        let path = path_of(bytes)?;
-        let file = LittleBitFile::open(path)?;
-        let mut matrices = Vec::new();
-        for m in file.matrices() {
-            matrices.push(lb_matrix {
-                name: CString::new(m.name.as_str())
-                    .map_err(|_| fail(LB_ERROR_MALFORMED, "a tensor name contains a NUL byte"))?,
-                factors: file.read_factors(m)?,
-                d_out: m.shape.d_out,
-                d_in: m.shape.d_in,
-                rank: m.shape.rank,
-            });
-        }
-        let model = Box::new(lb_model { matrices });
-        // SAFETY: `out` was checked and is valid for a write by the caller's promise.
-        unsafe { out.write(Box::into_raw(model)) };
+    guard(|| {
+        // SAFETY: a C string by the caller's promise.
+        let path = file_path(unsafe { string("path", path) }?)?;
+        pointer("out", out)?;
+        let file = Arc::new(LittleBitFile::open(&path)?);
+        let matrices = file.matrices().iter().map(|m| lb_matrix::new(&file, m)).collect::<Outcome<_>>()?;
+        let model = Box::into_raw(Box::new(lb_model { matrices, file }));
+        // SAFETY: not NULL, aligned, writable by the caller's promise.
+        unsafe { out.write(model) };
         Ok(())
     })
 }
 
 #[cfg(unix)]
-fn path_of(bytes: &[u8]) -> Result<&Path, guard::Failure> {
+fn file_path(path: &CStr) -> Outcome<PathBuf> {
     use std::os::unix::ffi::OsStrExt;
-    Ok(Path::new(std::ffi::OsStr::from_bytes(bytes)))
+    Ok(Path::new(std::ffi::OsStr::from_bytes(path.to_bytes())).to_owned())
 }
 
 #[cfg(not(unix))]
-fn path_of(bytes: &[u8]) -> Result<&Path, guard::Failure> {
-    std::str::from_utf8(bytes)
-        .map(Path::new)
-        .map_err(|_| fail(LB_ERROR_INVALID_ARGUMENT, "path is not UTF-8"))
+fn file_path(path: &CStr) -> Outcome<PathBuf> {
+    let text = path.to_str().map_err(|_| Fault::new(LB_ERROR_INVALID_ARGUMENT, "path is not UTF-8"))?;
+    Ok(Path::new(text).to_owned())
 }
 
-/// Frees a model and all its matrices. NULL is fine.
-///
-/// # Safety
-/// `model` is NULL or came from [`lb_model_open`], is not freed twice, and nobody uses it or its matrices any more.
+/// Closes a model and frees its matrices. NULL is allowed. No other call may use the model or its matrices
+/// during or after this one.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lb_model_free(model: *mut lb_model) {
-    if !model.is_null() {
-        call(|| {
-            // SAFETY: the pointer came from Box::into_raw and is given up by the caller.
+    guard(|| {
+        if !model.is_null() {
+            pointer("model", model)?;
+            // SAFETY: made by Box::into_raw in lb_model_open and given back once.
             drop(unsafe { Box::from_raw(model) });
-            Ok(())
-        });
-    }
+        }
+        Ok(())
+    });
 }
 
-/// Number of factorized matrices; 0 for NULL.
-///
-/// # Safety
-/// `model` is NULL or a live model.
+/// Number of factorized matrices, 0 for NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lb_model_matrix_count(model: *const lb_model) -> usize {
-    // SAFETY: NULL or live by the caller's promise.
-    unsafe { model.as_ref() }.map_or(0, |m| m.matrices.len())
+    guard_or(0, || {
+        // SAFETY: an open model by the caller's promise.
+        let model = unsafe { reference("model", model) }?;
+        Ok(model.matrices.len())
+    })
 }
 
-/// Matrix `index` in file order.
-///
-/// # Safety
-/// `model` is NULL or a live model; `out` is NULL or valid for a write.
+/// The matrix at index, in the order of the file.
+/// Errors: LB_ERROR_OUT_OF_RANGE.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lb_model_matrix(
     model: *const lb_model,
     index: usize,
     out: *mut *const lb_matrix,
 ) -> lb_status {
-    call(|| {
-        check_ptr("model", model)?;
-        out_ptr("out", out)?;
-        // SAFETY: checked, live by the caller's promise.
-        let matrices = unsafe { &(*model).matrices };
-        let found = matrices.get(index).ok_or_else(|| {
-            fail(LB_ERROR_NOT_FOUND, format!("matrix {index} of {} does not exist", matrices.len()))
-        })?;
-        // SAFETY: checked, valid for a write by the caller's promise.
-        unsafe { out.write(found) };
+    guard(|| {
+        // SAFETY: an open model by the caller's promise.
+        let model = unsafe { reference("model", model) }?;
+        pointer("out", out)?;
+        let i = super::guard::index("matrix", index, model.matrices.len())?;
+        // SAFETY: not NULL, aligned, writable by the caller's promise.
+        unsafe { out.write(&model.matrices[i]) };
         Ok(())
     })
 }
 
-/// The matrix called `name`, with or without ".weight".
-///
-/// # Safety
-/// `model` is NULL or a live model; `name` is NULL or NUL-terminated; `out` is NULL or valid for a write.
+/// The matrix called name, "blk.0.attn_q" or "blk.0.attn_q.weight".
+/// Errors: LB_ERROR_NOT_FOUND.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lb_model_find_matrix(
     model: *const lb_model,
     name: *const c_char,
     out: *mut *const lb_matrix,
 ) -> lb_status {
-    call(|| {
-        check_ptr("model", model)?;
-        check_ptr("name", name)?;
-        out_ptr("out", out)?;
-        // SAFETY: not NULL, and the caller promises a terminated string.
-        let name = unsafe { CStr::from_ptr(name) }.to_bytes();
-        let base = name.strip_suffix(b".weight").unwrap_or(name);
-        // SAFETY: checked, live by the caller's promise.
-        let matrices = unsafe { &(*model).matrices };
-        let found = matrices.iter().find(|m| m.name.to_bytes() == base).ok_or_else(|| {
-            fail(LB_ERROR_NOT_FOUND, format!("no factorized matrix '{}'", String::from_utf8_lossy(base)))
-        })?;
-        // SAFETY: checked, valid for a write by the caller's promise.
-        unsafe { out.write(found) };
+    guard(|| {
+        // SAFETY: an open model and a C string by the caller's promise.
+        let (model, name) = unsafe { (reference("model", model)?, string("name", name)?) };
+        pointer("out", out)?;
+        let found = name
+            .to_str()
+            .ok()
+            .and_then(|name| model.file.find(name))
+            .and_then(|entry| model.matrices.iter().find(|m| m.entry.name == entry.name));
+        let Some(matrix) = found else {
+            let (path, name) = (model.file.gguf.path.display(), name.to_string_lossy());
+            return Err(Fault::new(LB_ERROR_NOT_FOUND, format!("{path}: no factorized matrix '{name}'")));
+        };
+        // SAFETY: not NULL, aligned, writable by the caller's promise.
+        unsafe { out.write(matrix) };
         Ok(())
     })
 }
 
-/// Base name of a matrix, as "blk.0.attn_q"; NULL for NULL. Lives as long as the model.
-///
-/// # Safety
-/// `matrix` is NULL or belongs to a live model.
+/// The matrix's name without ".weight", NULL for NULL. Lives as long as the model.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lb_matrix_name(matrix: *const lb_matrix) -> *const c_char {
-    // SAFETY: NULL or live by the caller's promise.
-    unsafe { matrix.as_ref() }.map_or(std::ptr::null(), |m| m.name.as_ptr())
+    guard_or(std::ptr::null(), || {
+        // SAFETY: of an open model by the caller's promise.
+        let matrix = unsafe { reference("matrix", matrix) }?;
+        Ok(matrix.name.as_ptr())
+    })
 }
 
-/// Fills `out`, whose struct_size the caller has set.
-///
-/// # Safety
-/// `matrix` is NULL or belongs to a live model; `out` is NULL or valid for reads and writes.
+/// Shape and size of a matrix.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct lb_matrix_info {
+    /// sizeof(lb_matrix_info), set by the caller.
+    pub struct_size: u32,
+    /// Experts in the stack, 1 for an ordinary weight.
+    pub experts: u32,
+    /// Paths that are summed for an expert, 1 or 2.
+    pub paths: u32,
+    /// Set to 0.
+    pub reserved: u32,
+    /// Outputs of an expert.
+    pub d_out: u64,
+    /// Inputs of an expert.
+    pub d_in: u64,
+    /// Rank of a path.
+    pub rank: u64,
+    /// Bits of the factors in the file, padding and scales included, per weight that they replace. Parts that
+    /// the matrix shares with others count in full.
+    pub bpw: f64,
+}
+
+/// Fills out, whose struct_size the caller has set.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lb_matrix_get_info(matrix: *const lb_matrix, out: *mut lb_matrix_info) -> lb_status {
-    call(|| {
-        check_ptr("matrix", matrix)?;
-        out_ptr("out", out)?;
-        // SAFETY: checked, valid by the caller's promise.
-        let (m, size) = unsafe { (&*matrix, (*out).struct_size) };
-        if size as usize != size_of::<lb_matrix_info>() {
-            return Err(fail(
-                LB_ERROR_INVALID_ARGUMENT,
-                format!("struct_size is {size}, this library wants {}", size_of::<lb_matrix_info>()),
-            ));
-        }
-        let bits = slice_bits(m.d_out, m.d_in, m.rank) * m.factors.paths as u64;
-        let info = lb_matrix_info {
-            struct_size: size,
-            experts: m.factors.experts() as u32,
-            paths: m.factors.paths as u32,
-            reserved: 0,
-            d_out: m.d_out as u64,
-            d_in: m.d_in as u64,
-            rank: m.rank as u64,
-            bpw: bits as f64 / (m.d_out as f64 * m.d_in as f64),
+    guard(|| {
+        // SAFETY: of an open model by the caller's promise.
+        let matrix = unsafe { reference("matrix", matrix) }?;
+        pointer("out", out)?;
+        // SAFETY: not NULL, aligned, set by the caller's promise; the rest of *out is not looked at.
+        struct_size::<lb_matrix_info>("lb_matrix_info", unsafe { (&raw const (*out).struct_size).read() })?;
+        let count = |n: usize| {
+            u32::try_from(n).map_err(|_| Fault::new(LB_ERROR_UNSUPPORTED, format!("{n} slices are too many")))
         };
-        // SAFETY: checked, valid for a write by the caller's promise.
+        let entry = &matrix.entry;
+        let info = lb_matrix_info {
+            struct_size: size_of::<lb_matrix_info>() as u32,
+            experts: count(entry.experts())?,
+            paths: count(entry.paths)?,
+            reserved: 0,
+            d_out: entry.shape.d_out as u64,
+            d_in: entry.shape.d_in as u64,
+            rank: entry.shape.rank as u64,
+            bpw: matrix.bits as f64 / entry.weights() as f64,
+        };
+        // SAFETY: writable, and of this size by its struct_size.
         unsafe { out.write(info) };
         Ok(())
     })
 }
 
-/// Slices of one expert; refuses an expert that does not exist.
-pub(super) fn expert_slices(
-    m: &lb_matrix,
-    expert: u32,
-) -> Result<&[crate::format::FactorPath], guard::Failure> {
-    let paths = m.factors.paths;
-    let at = (expert as usize).checked_mul(paths);
-    at.and_then(|at| m.factors.slices.get(at..at.checked_add(paths)?)).ok_or_else(|| {
-        fail(LB_ERROR_NOT_FOUND, format!("expert {expert} of {} does not exist", m.factors.experts()))
-    })
+/// Most threads that one product starts. More would cost more to start than they save, and a caller's garbage
+/// should not exhaust the system.
+const MAX_THREADS: u32 = 256;
+
+/// The Rust name of a mode number.
+pub(super) fn mode_of(mode: u32) -> Outcome<Mode> {
+    match mode {
+        LB_MODE_INT => Ok(Mode::Int),
+        LB_MODE_F32 => Ok(Mode::F32),
+        _ => Err(Fault::new(
+            LB_ERROR_INVALID_ARGUMENT,
+            format!("mode is {mode}, not LB_MODE_INT or LB_MODE_F32"),
+        )),
+    }
 }
 
-/// y = W x for n columns: column t of `x` is d_in floats from `x + t * x_stride`, of `y` d_out floats from
-/// `y + t * y_stride`. Works on at most `n_threads` threads of its own (0: as many as the process may use).
-///
-/// # Safety
-/// `matrix` is NULL or belongs to a live model; `x` and `y` are NULL or valid for the columns; `y` overlaps neither
-/// itself nor `x`.
+/// y = W x for n columns: x has d_in floats a column, y d_out floats. The call starts and joins up to
+/// n_threads threads of its own (0 counts as 1, at most 256, fewer for small products) and allocates. The result does not
+/// depend on n_threads or n. Memory between the columns of y is left alone, but nobody else may touch it
+/// during the call. x and y must not overlap. With n = 0 nothing happens and x and y may be NULL.
+/// A column of x with a value that is not finite gives a column of NaN.
+/// Errors: LB_ERROR_OUT_OF_RANGE for expert; what reading the factors gives at first use.
 #[unsafe(no_mangle)]
+#[allow(clippy::too_many_arguments)]
 pub unsafe extern "C" fn lb_matrix_mul(
     matrix: *const lb_matrix,
     expert: u32,
@@ -251,26 +269,29 @@ pub unsafe extern "C" fn lb_matrix_mul(
     y_stride: usize,
     n_threads: u32,
 ) -> lb_status {
-    call(|| {
-        check_ptr("matrix", matrix)?;
-        // SAFETY: checked, live by the caller's promise.
-        let m = unsafe { &*matrix };
+    guard(|| {
+        // SAFETY: of an open model by the caller's promise.
+        let matrix = unsafe { reference("matrix", matrix) }?;
         let mode = mode_of(mode)?;
-        let slices = expert_slices(m, expert)?;
+        let expert = index("expert", expert as usize, matrix.experts())?;
         if n == 0 {
             return Ok(());
         }
-        check_ptr("x", x)?;
-        out_ptr("y", y)?;
-        let (x_len, y_len) = (span("x", m.d_in, x_stride, n)?, span("y", m.d_out, y_stride, n)?);
-        // SAFETY: x and y are aligned, not NULL, valid for these columns and apart by the caller's promise.
-        let (x, y) =
-            unsafe { (std::slice::from_raw_parts(x, x_len), std::slice::from_raw_parts_mut(y, y_len)) };
-        let threads = match n_threads {
-            0 => std::thread::available_parallelism().map_or(1, |p| p.get()),
-            some => some as usize,
+        let shape = matrix.entry.shape;
+        let x_span = Span::columns("x", x, shape.d_in, x_stride, n)?;
+        let y_span = Span::columns("y", y, shape.d_out, y_stride, n)?;
+        x_span.apart_from(y_span)?;
+        let slices = &matrix.factors()?.slices;
+        let first = expert * matrix.paths();
+        let paths: Vec<PathRef<'_>> =
+            slices[first..first + matrix.paths()].iter().map(PathRef::from).collect();
+        // SAFETY: checked for NULL, alignment, size and overlap; live and unshared by the caller's promise.
+        let (x, y) = unsafe {
+            (
+                std::slice::from_raw_parts(x, x_span.len::<f32>()),
+                std::slice::from_raw_parts_mut(y, y_span.len::<f32>()),
+            )
         };
-        let paths: Vec<PathRef> = slices.iter().map(PathRef::from).collect();
-        Ok(kernel::matmul(&paths, mode, kernel::active(), x, x_stride, n, y, y_stride, threads)?)
+        Ok(matmul(&paths, mode, active(), x, x_stride, n, y, y_stride, n_threads.min(MAX_THREADS) as usize)?)
     })
 }

@@ -1,90 +1,43 @@
-//! One half of a product, for runtimes that own their threads.
+//! Half a product, for runtimes that own their threads: no allocation, no lock, no waiting.
 
-use super::model::{expert_slices, lb_matrix, mode_of};
-use super::*;
-use crate::bits::tile_bytes;
-use crate::kernel::{self, Stage};
-use guard::{Failure, check_ptr, span};
+use super::guard::*;
+use super::model::{lb_matrix, mode_of};
+use super::status::*;
+use crate::kernel::{PathRef, Stage, active};
 use half::f16;
 
-/// One half of a product: y = add + post * (S (pre * x)), S a sign matrix in the tile layout of `specs/format.md`.
+/// Activations as 12-bit integers, sums exact: the fast way.
+pub const LB_MODE_INT: u32 = 0;
+/// Activations as 32-bit floats, about 1e-7 relative error; several times slower.
+pub const LB_MODE_F32: u32 = 1;
+
+/// y = post * (S (pre * x)), S a matrix of signs. The memory it points to is the caller's, or a model's if
+/// lb_matrix_stage filled it in.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct lb_stage {
-    /// Size of this struct in bytes; set by the caller.
+    /// sizeof(lb_stage), set by the caller.
     pub struct_size: u32,
-    /// Zero.
+    /// Must be 0.
     pub reserved: u32,
     /// Rows of S: outputs.
     pub rows: u64,
-    /// Columns of S: inputs.
+    /// Columns of S: inputs, at most 2^20.
     pub cols: u64,
-    /// The sign tile, at any address.
+    /// S as a sign tile (specs/format.md), at any address.
     pub tile: *const u8,
-    /// Bytes of the tile.
+    /// Bytes of the tile: rows rounded up to 32, times columns rounded up to 16, over 8.
     pub tile_size: usize,
-    /// `cols` input scales as bits of f16, or NULL.
+    /// Input scales, IEEE half precision, one per column; NULL for none.
     pub pre: *const u16,
-    /// `rows` output scales as bits of f16, or NULL.
+    /// Output scales, IEEE half precision, one per row; NULL for none.
     pub post: *const u16,
 }
 
-/// The half that multiplies by V transposed.
-pub const LB_HALF_V: u32 = 0;
-/// The half that multiplies by U.
-pub const LB_HALF_U: u32 = 1;
-
-/// # Safety
-/// `stage` is NULL or readable, and what it points to is readable for `'a`.
-unsafe fn stage_of<'a>(stage: *const lb_stage) -> Result<Stage<'a>, Failure> {
-    check_ptr("stage", stage)?;
-    // SAFETY: checked, readable by the caller's promise.
-    let s = unsafe { &*stage };
-    if s.struct_size as usize != size_of::<lb_stage>() {
-        return Err(fail(
-            LB_ERROR_INVALID_ARGUMENT,
-            format!("struct_size is {}, this library wants {}", s.struct_size, size_of::<lb_stage>()),
-        ));
-    }
-    // Bounds that keep every size below far from overflow.
-    let limit = 1u64 << 31;
-    if s.rows > limit || s.cols > kernel::MAX_COLS as u64 {
-        return Err(fail(LB_ERROR_INVALID_ARGUMENT, format!("{} x {} signs are too many", s.rows, s.cols)));
-    }
-    let (rows, cols) = (s.rows as usize, s.cols as usize);
-    let want = tile_bytes(rows, cols);
-    if s.tile_size != want {
-        return Err(fail(
-            LB_ERROR_BUFFER,
-            format!("the tile has {} bytes, {rows} x {cols} signs take {want}", s.tile_size),
-        ));
-    }
-    let tile = if want == 0 {
-        &[][..]
-    } else {
-        check_ptr("tile", s.tile)?;
-        // SAFETY: not NULL, and readable for its size by the caller's promise.
-        unsafe { std::slice::from_raw_parts(s.tile, want) }
-    };
-    let scales = |name: &str, p: *const u16, n: usize| -> Result<Option<&'a [f16]>, Failure> {
-        if p.is_null() {
-            return Ok(None);
-        }
-        check_ptr(name, p)?;
-        // SAFETY: aligned, readable for n values by the caller's promise; f16 has the layout of u16.
-        Ok(Some(unsafe { std::slice::from_raw_parts(p.cast::<f16>(), n) }))
-    };
-    let stage =
-        Stage { rows, cols, tile, pre: scales("pre", s.pre, cols)?, post: scales("post", s.post, rows)? };
-    stage.check()?;
-    Ok(stage)
-}
-
-/// Fills `out` with one half of one path of a matrix: `half` LB_HALF_V has pre = g and post = l, LB_HALF_U has post = h.
-/// The struct points into the model.
-///
-/// # Safety
-/// `matrix` is NULL or belongs to a live model; `out` is NULL or valid for a write.
+/// Fills out, whose struct_size the caller has set, with one half of a path of a matrix:
+/// half 0: t = l * (V^T (g * x)), rank rows; half 1: y = h * (U t), d_out rows.
+/// It points into the model and is valid until lb_model_free.
+/// Errors: LB_ERROR_OUT_OF_RANGE for expert, path, half; what reading the factors gives at first use.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lb_matrix_stage(
     matrix: *const lb_matrix,
@@ -93,41 +46,77 @@ pub unsafe extern "C" fn lb_matrix_stage(
     half: u32,
     out: *mut lb_stage,
 ) -> lb_status {
-    call(|| {
-        check_ptr("matrix", matrix)?;
-        out_ptr("out", out)?;
-        // SAFETY: checked, live by the caller's promise.
-        let m = unsafe { &*matrix };
-        let slices = expert_slices(m, expert)?;
-        let p = slices.get(path as usize).ok_or_else(|| {
-            fail(LB_ERROR_NOT_FOUND, format!("path {path} of {} does not exist", slices.len()))
-        })?;
-        let bits = |v: &[f16]| v.as_ptr().cast::<u16>();
-        let (rows, cols, signs, pre, post) = match half {
-            LB_HALF_V => (m.rank, m.d_in, &p.vt, bits(&p.g), bits(&p.l)),
-            LB_HALF_U => (m.d_out, m.rank, &p.u, std::ptr::null(), bits(&p.h)),
-            other => return Err(fail(LB_ERROR_INVALID_ARGUMENT, format!("unknown half {other}"))),
-        };
-        let stage = lb_stage {
+    guard(|| {
+        // SAFETY: of an open model by the caller's promise.
+        let matrix = unsafe { reference("matrix", matrix) }?;
+        pointer("out", out)?;
+        // SAFETY: not NULL, aligned, set by the caller's promise; the rest of *out is not looked at.
+        struct_size::<lb_stage>("lb_stage", unsafe { (&raw const (*out).struct_size).read() })?;
+        let expert = index("expert", expert as usize, matrix.experts())?;
+        let path = index("path", path as usize, matrix.paths())?;
+        let half = index("half", half as usize, 2)?;
+        let path = PathRef::from(&matrix.factors()?.slices[expert * matrix.paths() + path]);
+        let stage = if half == 0 { path.v_stage() } else { path.u_stage() };
+        let scales = |scales: Option<&[f16]>| scales.map_or(std::ptr::null(), |s| s.as_ptr().cast());
+        let filled = lb_stage {
             struct_size: size_of::<lb_stage>() as u32,
             reserved: 0,
-            rows: rows as u64,
-            cols: cols as u64,
-            tile: signs.as_bytes().as_ptr(),
-            tile_size: signs.as_bytes().len(),
-            pre,
-            post,
+            rows: stage.rows as u64,
+            cols: stage.cols as u64,
+            tile: stage.tile.as_ptr(),
+            tile_size: stage.tile.len(),
+            pre: scales(stage.pre),
+            post: scales(stage.post),
         };
-        // SAFETY: checked, valid for a write by the caller's promise.
-        unsafe { out.write(stage) };
+        // SAFETY: writable, and of this size by its struct_size.
+        unsafe { out.write(filled) };
         Ok(())
     })
 }
 
-/// Bytes of scratch memory that each thread must bring to [`lb_stage_run`] for `n` columns. Bounded as n grows.
+/// The Rust form of a caller's stage, checked.
 ///
 /// # Safety
-/// `stage` is NULL or readable with all it points to; `out` is NULL or valid for a write.
+/// If `stage` is neither NULL nor misaligned, its `struct_size` is set; if that is right, the struct is, and
+/// what it points to is live and not written during `'a`.
+unsafe fn stage_of<'a>(stage: *const lb_stage) -> Outcome<Stage<'a>> {
+    pointer("stage", stage)?;
+    // SAFETY: not NULL, aligned, set by the caller's promise.
+    struct_size::<lb_stage>("lb_stage", unsafe { (&raw const (*stage).struct_size).read() })?;
+    // SAFETY: of this size by its struct_size.
+    let given = unsafe { *stage };
+    if given.reserved != 0 {
+        return Err(Fault::new(LB_ERROR_INVALID_ARGUMENT, "reserved of lb_stage must be 0"));
+    }
+    let (rows, cols) = (size("rows", given.rows)?, size("cols", given.cols)?);
+    Span::new("tile", given.tile, given.tile_size)?;
+    // SAFETY: live by the caller's promise, and its size was checked.
+    let tile = unsafe { std::slice::from_raw_parts(given.tile, given.tile_size) };
+    let mut checked = Stage { rows, cols, tile, pre: None, post: None };
+    checked.check()?;
+    // SAFETY: one scale per column and row by the caller's promise.
+    unsafe {
+        checked.pre = scales_of("pre", given.pre, cols)?;
+        checked.post = scales_of("post", given.post, rows)?;
+    }
+    Ok(checked)
+}
+
+/// `len` scales, or none.
+///
+/// # Safety
+/// If `p` is neither NULL nor misaligned, it points to `len` values that nobody writes during `'a`.
+unsafe fn scales_of<'a>(name: &'static str, p: *const u16, len: usize) -> Outcome<Option<&'a [f16]>> {
+    if p.is_null() {
+        return Ok(None);
+    }
+    Span::new(name, p, len)?;
+    // SAFETY: live by the caller's promise; f16 is a transparent u16.
+    Ok(Some(unsafe { std::slice::from_raw_parts(p.cast(), len) }))
+}
+
+/// Bytes of scratch memory that one thread needs in lb_stage_run for n columns. Stops growing at 32 columns.
+/// The first call in a process also chooses the kernel, so that lb_stage_run need not.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lb_stage_work_size(
     stage: *const lb_stage,
@@ -135,25 +124,30 @@ pub unsafe extern "C" fn lb_stage_work_size(
     n: usize,
     out: *mut usize,
 ) -> lb_status {
-    call(|| {
-        out_ptr("out", out)?;
-        // SAFETY: the caller's promise.
+    guard(|| {
+        // SAFETY: a stage by the caller's promise.
         let stage = unsafe { stage_of(stage) }?;
-        let size = stage.work_size(n, mode_of(mode)?);
-        // SAFETY: checked, valid for a write by the caller's promise.
-        unsafe { out.write(size) };
+        let mode = mode_of(mode)?;
+        pointer("out", out)?;
+        active();
+        // SAFETY: not NULL, aligned, writable by the caller's promise.
+        unsafe { out.write(stage.work_size(n, mode)) };
         Ok(())
     })
 }
 
-/// Computes thread `ith`'s share of `n` columns, of `nth` threads that all make this call with the same arguments but
-/// `ith` and `work`. No allocation, lock, thread or barrier inside; the caller waits for all shares before it reads y.
-///
-/// # Safety
-/// `stage` is NULL or readable with all it points to. Column t of `x` is cols floats from `x + t * x_stride`, of `y`
-/// (and `add`, NULL or e.g. `y` itself) rows floats from `y + t * y_stride`: valid, y's columns apart from each other and
-/// from x. `work` is `work_size` bytes that only this thread uses.
+/// Thread ith's share (of nth) of n columns: y = add + post * (S (pre * x)). x has cols floats a column, y
+/// and add have rows floats.
+/// add may be NULL, y itself with the same stride, or memory apart from y.
+/// Call it for every ith, in any order or at once, with the same arguments but ith and work: each thread has
+/// its own work, work_size bytes at any alignment. Shares are disjoint. For stages of equal rows, n and nth
+/// they are the same, so summing paths needs no barrier between their second halves; the first half of a path
+/// must be complete before its second starts.
+/// On success: no allocation, lock, thread or waiting inside (after a first lb_stage_work_size).
+/// Memory between the columns of y is left alone. With n = 0 nothing happens and x, y and work may be NULL.
+/// A column of x with a value that is not finite gives a column of NaN.
 #[unsafe(no_mangle)]
+#[allow(clippy::too_many_arguments)]
 pub unsafe extern "C" fn lb_stage_run(
     stage: *const lb_stage,
     mode: u32,
@@ -169,50 +163,43 @@ pub unsafe extern "C" fn lb_stage_run(
     ith: u32,
     nth: u32,
 ) -> lb_status {
-    call(|| {
-        // SAFETY: the caller's promise.
+    guard(|| {
+        // SAFETY: a stage by the caller's promise.
         let stage = unsafe { stage_of(stage) }?;
         let mode = mode_of(mode)?;
-        if ith >= nth {
-            return Err(fail(LB_ERROR_INVALID_ARGUMENT, format!("thread {ith} of {nth}")));
-        }
-        let need = stage.work_size(n, mode);
-        if work_size < need {
-            return Err(fail(LB_ERROR_BUFFER, format!("work has {work_size} bytes, {need} are needed")));
-        }
+        let ith = index("thread", ith as usize, nth as usize)?;
         if n == 0 {
             return Ok(());
         }
-        check_ptr("x", x)?;
-        out_ptr("y", y)?;
-        check_ptr("work", work.cast::<u8>())?;
-        span("x", stage.cols, x_stride, n)?;
-        span("y", stage.rows, y_stride, n)?;
+        let x_span = Span::columns("x", x, stage.cols, x_stride, n)?;
+        let y_span = Span::columns("y", y, stage.rows, y_stride, n)?;
+        let work = work.cast::<u8>();
+        let work_span = Span::new("work", work, work_size)?;
+        let want = stage.work_size(n, mode);
+        if work_size < want {
+            return Err(Fault::new(
+                LB_ERROR_BUFFER_TOO_SMALL,
+                format!("work has {work_size} bytes, {n} columns of this stage need {want}"),
+            ));
+        }
+        x_span.apart_from(y_span)?;
+        work_span.apart_from(x_span)?;
+        work_span.apart_from(y_span)?;
         let add = if add.is_null() {
             None
         } else {
-            check_ptr("add", add)?;
-            span("add", stage.rows, add_stride, n)?;
+            let add_span = Span::columns("add", add, stage.rows, add_stride, n)?;
+            work_span.apart_from(add_span)?;
+            let in_place = add.addr() == y.addr() && (add_stride == y_stride || n == 1);
+            if !in_place {
+                add_span.apart_from(y_span)?;
+            }
             Some((add, add_stride))
         };
-        // SAFETY: not NULL, need <= work_size, this thread's alone by the caller's promise.
-        let work = unsafe { std::slice::from_raw_parts_mut(work.cast::<u8>(), need) };
-        // SAFETY: pointers and strides were checked as far as can be; validity is the caller's promise.
-        unsafe {
-            stage.run(
-                kernel::active(),
-                mode,
-                x,
-                x_stride,
-                n,
-                add,
-                y,
-                y_stride,
-                work,
-                ith as usize,
-                nth as usize,
-            );
-        }
+        // SAFETY: checked for NULL and size and apart from the rest; unshared by the caller's promise.
+        let work = unsafe { std::slice::from_raw_parts_mut(work, work_size) };
+        // SAFETY: the columns were checked for NULL, alignment, size and overlap; live by the caller's promise.
+        unsafe { stage.run(active(), mode, x, x_stride, n, add, y, y_stride, work, ith, nth as usize) };
         Ok(())
     })
 }

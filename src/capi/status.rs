@@ -1,62 +1,106 @@
-//! Status codes and the text of the last failure.
+//! Status numbers and the message of the last failure.
 
+use crate::error::Error;
+use std::borrow::Cow;
 use std::cell::RefCell;
-use std::ffi::{CString, c_char};
+use std::ffi::{CStr, CString, c_char};
 
-/// Outcome of a call. Numbers are stable; ranges group them.
+/// Result of a call: LB_OK or one of LB_ERROR_*. Numbers never change their meaning; new ones fill the gaps.
+/// 10..19: the call is wrong. 20..29: the system refused. 30..39: the file is wrong. 90..99: our fault.
 pub type lb_status = u32;
 
 /// Success.
 pub const LB_OK: lb_status = 0;
 /// A pointer that must not be NULL is NULL.
-pub const LB_ERROR_NULL: lb_status = 10;
-/// An argument makes no sense (unknown mode, misaligned pointer, wrong struct_size, ith >= nth).
+pub const LB_ERROR_NULL_POINTER: lb_status = 10;
+/// An argument has a value that makes no sense, alone or beside the others.
 pub const LB_ERROR_INVALID_ARGUMENT: lb_status = 11;
-/// An index or name that does not exist.
-pub const LB_ERROR_NOT_FOUND: lb_status = 12;
-/// A buffer is too small, or a stride too short.
-pub const LB_ERROR_BUFFER: lb_status = 13;
-/// The operating system refused to open or read a file.
+/// An index is not below its count.
+pub const LB_ERROR_OUT_OF_RANGE: lb_status = 12;
+/// The caller's memory is smaller than the call needs.
+pub const LB_ERROR_BUFFER_TOO_SMALL: lb_status = 13;
+/// A pointer is not aligned for its type.
+pub const LB_ERROR_MISALIGNED: lb_status = 14;
+/// Nothing has the name that was asked for.
+pub const LB_ERROR_NOT_FOUND: lb_status = 15;
+/// struct_size is not that of a version of the struct that this library knows.
+pub const LB_ERROR_STRUCT_SIZE: lb_status = 16;
+/// The operating system refused an operation on a file.
 pub const LB_ERROR_IO: lb_status = 20;
-/// A file breaks the rules of its format.
+/// The file breaks the rules of its format.
 pub const LB_ERROR_MALFORMED: lb_status = 30;
-/// A sound file that this library cannot use (no LittleBit file, unknown version).
+/// The file is readable but not a LittleBit file of a version that this library knows.
 pub const LB_ERROR_UNSUPPORTED: lb_status = 31;
-/// A fault of the library itself was caught before it reached the caller.
-pub const LB_ERROR_INTERNAL: lb_status = 90;
+/// A Rust panic was caught. Please report it. Handles involved should only be freed.
+pub const LB_ERROR_PANIC: lb_status = 90;
+/// An internal failure without a number of its own. Please report it.
+pub const LB_ERROR_INTERNAL: lb_status = 91;
+
+/// Why a call fails.
+#[derive(Debug)]
+pub(super) struct Fault {
+    pub status: lb_status,
+    pub message: Cow<'static, str>,
+}
+
+impl Fault {
+    pub(super) fn new(status: lb_status, message: impl Into<Cow<'static, str>>) -> Self {
+        Fault { status, message: message.into() }
+    }
+}
+
+impl From<Error> for Fault {
+    fn from(e: Error) -> Self {
+        let status = match e {
+            Error::Usage(_) => LB_ERROR_INVALID_ARGUMENT,
+            Error::Io { .. } => LB_ERROR_IO,
+            Error::Malformed { .. } | Error::Tensor { .. } => LB_ERROR_MALFORMED,
+            Error::Unsupported { .. } => LB_ERROR_UNSUPPORTED,
+            Error::Numeric { .. } => LB_ERROR_INTERNAL,
+        };
+        Fault::new(status, e.to_string())
+    }
+}
+
+/// What a status means, in a few words. Never NULL, static storage.
+#[unsafe(no_mangle)]
+pub extern "C" fn lb_status_text(status: lb_status) -> *const c_char {
+    let text = match status {
+        LB_OK => c"success",
+        LB_ERROR_NULL_POINTER => c"NULL pointer",
+        LB_ERROR_INVALID_ARGUMENT => c"invalid argument",
+        LB_ERROR_OUT_OF_RANGE => c"index out of range",
+        LB_ERROR_BUFFER_TOO_SMALL => c"buffer too small",
+        LB_ERROR_MISALIGNED => c"misaligned pointer",
+        LB_ERROR_NOT_FOUND => c"not found",
+        LB_ERROR_STRUCT_SIZE => c"unknown struct size",
+        LB_ERROR_IO => c"input/output error",
+        LB_ERROR_MALFORMED => c"malformed file",
+        LB_ERROR_UNSUPPORTED => c"unsupported file",
+        LB_ERROR_PANIC => c"internal panic",
+        LB_ERROR_INTERNAL => c"internal error",
+        _ => c"unknown status",
+    };
+    text.as_ptr()
+}
 
 thread_local! {
     static LAST: RefCell<CString> = RefCell::default();
 }
 
-/// Remembers `text` for [`lb_last_error_message`].
-pub(super) fn remember(text: String) {
-    let text = CString::new(text.replace('\0', " ")).unwrap_or_default();
-    // A thread that is being torn down has nobody left to ask.
-    let _ = LAST.try_with(|last| *last.borrow_mut() = text);
+/// Remembers `message` for this thread. A thread that is being torn down keeps none.
+pub(super) fn remember(message: &str) {
+    let bytes: Vec<u8> = message.bytes().map(|b| if b == 0 { b'?' } else { b }).collect();
+    if let Ok(text) = CString::new(bytes) {
+        let _ = LAST.try_with(|last| last.try_borrow_mut().map(|mut last| *last = text));
+    }
 }
 
-/// What the last failed call on this thread said; never NULL, empty before the first failure. Valid until the next
-/// failed call on this thread.
+/// What the last failed call of this thread had to say: one UTF-8 line, empty before the first failure.
+/// Never NULL. Valid until the next failing call of this thread; successful calls leave it alone.
 #[unsafe(no_mangle)]
 pub extern "C" fn lb_last_error_message() -> *const c_char {
-    LAST.try_with(|last| last.borrow().as_ptr()).unwrap_or(c"".as_ptr())
-}
-
-/// A short name for a status; never NULL.
-#[unsafe(no_mangle)]
-pub extern "C" fn lb_status_text(status: lb_status) -> *const c_char {
-    let text = match status {
-        LB_OK => c"ok",
-        LB_ERROR_NULL => c"null pointer",
-        LB_ERROR_INVALID_ARGUMENT => c"invalid argument",
-        LB_ERROR_NOT_FOUND => c"not found",
-        LB_ERROR_BUFFER => c"buffer too small",
-        LB_ERROR_IO => c"input/output error",
-        LB_ERROR_MALFORMED => c"malformed file",
-        LB_ERROR_UNSUPPORTED => c"unsupported file",
-        LB_ERROR_INTERNAL => c"internal error",
-        _ => c"unknown status",
-    };
-    text.as_ptr()
+    const NONE: &CStr = c"";
+    LAST.try_with(|last| last.try_borrow().map_or(NONE.as_ptr(), |last| last.as_ptr()))
+        .unwrap_or(NONE.as_ptr())
 }

@@ -7,9 +7,10 @@
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::evd::{self, ComputeEigenvectors};
+use faer::linalg::matmul::matmul;
 use faer::linalg::svd::{self, ComputeSvdVectors};
 use faer::traits::RealField;
-use faer::{Mat, MatRef, Par};
+use faer::{Accum, Mat, MatRef, Par};
 
 /// `W ~ P diag(s) Q^T` with the k largest singular values, descending.
 pub(super) struct Svd {
@@ -32,6 +33,10 @@ pub(super) enum Rung {
 /// From the cheapest to the one that cannot fail.
 pub(super) const LADDER: [Rung; 3] = [Rung::Single, Rung::Double, Rung::Gram];
 
+/// Largest relative difference between the squared singular values and the squared entries of a matrix: far
+/// above the rounding of f32, far below what a decomposition that went wrong leaves out.
+const ENERGY_TOLERANCE: f64 = 1e-3;
+
 /// The `min(rank, m, n)` leading terms of `w`, from the first of `rungs` that delivers; `None` if none does.
 pub(super) fn truncated(w: MatRef<f32>, rank: usize, rungs: &[Rung]) -> Option<Svd> {
     // Squares of very small or large entries leave the range of f32.
@@ -39,6 +44,8 @@ pub(super) fn truncated(w: MatRef<f32>, rank: usize, rungs: &[Rung]) -> Option<S
         (0..w.ncols()).flat_map(|j| (0..w.nrows()).map(move |i| w[(i, j)].abs())).fold(0f32, f32::max);
     let scale = if largest > 0.0 && largest.is_finite() { f64::from(largest) } else { 1.0 };
     let k = rank.min(w.nrows()).min(w.ncols());
+    let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>();
+    let energy = squares(&mut (0..w.ncols()).flat_map(|j| w.col(j).iter()).map(|&x| f64::from(x) / scale));
     rungs.iter().find_map(|rung| {
         let (p, s, q) = match rung {
             Rung::Single => {
@@ -48,7 +55,10 @@ pub(super) fn truncated(w: MatRef<f32>, rank: usize, rungs: &[Rung]) -> Option<S
             Rung::Gram => single(through_gram(double(w, scale))?),
         };
         let finite = |m: &Mat<f32>| (0..m.ncols()).all(|j| (0..m.nrows()).all(|i| m[(i, j)].is_finite()));
-        if !finite(&p) || !finite(&q) || !s.iter().all(|x| x.is_finite()) {
+        let found = squares(&mut s.iter().map(|&x| f64::from(x)));
+        // A sum that is not a number fails the comparison too.
+        let whole = (found - energy).abs() <= ENERGY_TOLERANCE * energy;
+        if !whole || !finite(&p) || !finite(&q) {
             return None;
         }
         let first = |m: Mat<f32>| Mat::from_fn(m.nrows(), k, |i, j| m[(i, j)]);
@@ -96,7 +106,13 @@ fn through_gram(w: Mat<f64>) -> Option<Thin<f64>> {
     let wide = w.nrows() < w.ncols();
     let w = if wide { w.transpose() } else { w.as_ref() };
     let k = w.ncols();
-    let gram = w.transpose() * w;
+    // The operator would split the product by the number of threads.
+    let product = |a: MatRef<f64>, b: MatRef<f64>| {
+        let mut out = Mat::zeros(a.nrows(), b.ncols());
+        matmul(out.as_mut(), Accum::Replace, a, b, 1.0, Par::Seq);
+        out
+    };
+    let gram = product(w.transpose(), w);
     let mut vectors = Mat::<f64>::zeros(k, k);
     let mut values = Diag::<f64>::zeros(k);
     let scratch =
@@ -115,7 +131,7 @@ fn through_gram(w: Mat<f64>) -> Option<Thin<f64>> {
     let q = Mat::from_fn(k, k, |i, j| vectors[(i, k - 1 - j)]);
     let s: Vec<f64> = values.column_vector().iter().rev().map(|x| x.max(0.0).sqrt()).collect();
     let floor = s.first().copied().unwrap_or(0.0) * f64::EPSILON.sqrt();
-    let mut p = w * &q;
+    let mut p = product(w, q.as_ref());
     for (j, &s) in s.iter().enumerate() {
         for i in 0..p.nrows() {
             p[(i, j)] = if s > floor { p[(i, j)] / s } else { 0.0 };

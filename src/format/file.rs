@@ -210,7 +210,7 @@ fn entry(
     let ne = |part: Part, i: usize| info(part).dims.get(i).copied().unwrap_or(1) as usize;
     let shape =
         Shape { d_out: ne(Part::H, 0), d_in: ne(Part::G, 0), rank: ne(Part::L, 0), slices: ne(Part::H, 1) };
-    if shape.rank == 0 || shape.rank % RANK_STEP != 0 {
+    if shape.rank == 0 || !shape.rank.is_multiple_of(RANK_STEP) {
         return Err(Error::tensor(
             &gguf.path,
             &info(Part::L).name,
@@ -220,7 +220,7 @@ fn entry(
     if shape.d_out == 0 || shape.d_in == 0 || shape.slices == 0 {
         return Err(Error::tensor(&gguf.path, format!("{base}.*"), "a factor tensor has a dimension of 0"));
     }
-    if shape.slices % paths != 0 {
+    if !shape.slices.is_multiple_of(paths) {
         return Err(Error::tensor(
             &gguf.path,
             &info(Part::H).name,

@@ -32,7 +32,7 @@ pub fn dequantize(ty: GgmlType, bytes: &[u8], out: &mut [f32]) -> Result<(), Str
     }
     let (elements, block_bytes) = ty.block().expect("supported types have a geometry");
     let (elements, block_bytes) = (elements as usize, block_bytes as usize);
-    if out.len() % elements != 0 || bytes.len() != out.len() / elements * block_bytes {
+    if !out.len().is_multiple_of(elements) || bytes.len() != out.len() / elements * block_bytes {
         return Err(format!("{} bytes are not {} values of type {ty}", bytes.len(), out.len()));
     }
     let block: fn(&[u8], &mut [f32]) = match ty {

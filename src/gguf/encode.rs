@@ -12,7 +12,9 @@ pub fn encode(ty: GgmlType, values: &[f32], out: &mut Vec<u8>) -> Result<()> {
         GgmlType::BF16 => {
             values.iter().for_each(|x| out.extend_from_slice(&bf16::from_f32(*x).to_le_bytes()))
         }
-        GgmlType::Q8_0 if values.len() % 32 == 0 => values.chunks_exact(32).for_each(|b| q8_0(b, out)),
+        GgmlType::Q8_0 if values.len().is_multiple_of(32) => {
+            values.chunks_exact(32).for_each(|b| q8_0(b, out))
+        }
         _ => return Err(Error::Usage(format!("{} values cannot be written as {ty}", values.len()))),
     }
     Ok(())

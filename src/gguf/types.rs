@@ -85,7 +85,7 @@ impl GgmlType {
     /// Bytes of a row of `ne0` elements; `None` for an unknown type, a row that does not fill whole blocks, or overflow.
     pub fn row_bytes(self, ne0: u64) -> Option<u64> {
         let (elements, bytes) = self.block()?;
-        (ne0 % elements == 0).then(|| (ne0 / elements).checked_mul(bytes))?
+        ne0.is_multiple_of(elements).then(|| (ne0 / elements).checked_mul(bytes))?
     }
 
     /// Bytes of a tensor of shape `dims` (ne, fastest first); `None` as for [`GgmlType::row_bytes`].

@@ -131,7 +131,7 @@ mod tests {
         assert_eq!(seen, 7);
         let e = run(10, 2, Ok, |i, _| if i == 3 { Err(Error::usage("sink")) } else { Ok(()) });
         assert_eq!(e.unwrap_err().to_string(), "sink");
-        run(0, 3, |i| Ok(i), |_, _| Ok(())).unwrap();
+        run(0, 3, Ok, |_, _| Ok(())).unwrap();
     }
 
     #[test]

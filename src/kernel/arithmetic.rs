@@ -9,7 +9,7 @@ use half::f16;
 /// What happens to the activations before they meet the signs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mode {
-    /// 12-bit integers, exact sums: the fast way.
+    /// 14-bit integers, exact sums: the fast way.
     Int,
     /// f32 as they are, about 1e-7 relative error; several times slower.
     F32,

@@ -13,8 +13,8 @@
 //! kernels return the same bits (a NaN is a NaN, its payload is not fixed):
 //!
 //! 1. `v_k = x_k * pre_k` (`x_k` without `pre`).
-//! 2. One step `s` for the column by the group rule, [`quantize`]: as fine as `|q| <= 2047` and
-//!    `|q_0| + .. + |q_3| <= 4095` in every aligned group of four allow.
+//! 2. One step `s` for the column by the group rule, [`quantize`]: as fine as `|q| <= 8191` and
+//!    `|q_0| + .. + |q_3| <= 16383` in every aligned group of four allow.
 //! 3. `q_k = round_ties_even(v_k / s)`.
 //! 4. `i_r = sum_k sign(r, k) q_k`, exact in i32 for up to [`MAX_COLS`] columns.
 //! 5. `y_r = add_r + ((f32(i_r) * s) * u) * post_r`, where `u` is 1 unless the column is so small that it was

@@ -4,9 +4,9 @@ use super::quantize::{Extent, Step};
 use super::scratch::Line;
 use half::f16;
 
-/// Columns of one accumulation run. Bounded twice: 16-bit accumulators take 256 sums of four 6-bit table
-/// entries, and the tables of a run fill 32 KiB, a first-level cache.
-pub(super) const RUN_COLS: usize = 4096;
+/// Columns of one accumulation run. Bounded twice: 16-bit accumulators take 256 sums of two 7-bit table
+/// entries, and the tables of a run fill 16 KiB, half a first-level cache.
+pub(super) const RUN_COLS: usize = 2048;
 
 /// Columns summed in f32 before the sum moves on to f64 in `Mode::F32`.
 pub const F32_CHUNK: usize = 256;
@@ -112,17 +112,17 @@ mod tests {
 
     #[test]
     fn integer_sums_are_exact_at_the_limits_of_the_tables() {
-        // Every split of 4095 that the group rule allows at its edges, in every combination of signs, for
-        // rows that agree with all activations, with none, and with some: the 6-bit halves and the 16-bit
+        // Every split of 16383 that the group rule allows at its edges, in every combination of signs, for
+        // rows that agree with all activations, with none, and with some: the 7-bit halves and the 16-bit
         // accumulators are then full.
         let groups = [
-            [2047, 2047, 1, 0],
-            [1, 2046, 2047, 1],
-            [1024, 1024, 1024, 1023],
-            [0, 0, 0, 2047],
-            [2047, 0, 2047, 0],
+            [8191, 8191, 1, 0],
+            [1, 8190, 8191, 1],
+            [4096, 4096, 4096, 4095],
+            [0, 0, 0, 8191],
+            [8191, 0, 8191, 0],
         ];
-        for cols in [16, 4080, 4096, 4112, 12304] {
+        for cols in [16, 2032, 2048, 2064, 12304] {
             for (i, group) in groups.iter().enumerate() {
                 let flip = |c: usize| (c / 4 * 7 + i) >> (c % 4) & 1 == 1;
                 let q: Vec<i16> =

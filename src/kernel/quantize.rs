@@ -1,17 +1,17 @@
-//! Activations to 12-bit integers: the group rule.
+//! Activations to 14-bit integers: the group rule.
 //!
-//! A table of the sums of four signed activations is stored as two 6-bit halves, so the magnitudes of an
-//! aligned group of four may add up to 4095 at most. Taking the step from that limit, instead of giving each
+//! A table of the sums of four signed activations is stored as two 7-bit halves, so the magnitudes of an
+//! aligned group of four may add up to 16383 at most. Taking the step from that limit, instead of giving each
 //! value a quarter of it, makes the step about half as large for typical activations at no cost.
 
 use half::f16;
 
-/// Largest magnitude of a quantized activation. 11 bits and a sign are also exact in f16.
-pub const MAX_Q: f32 = 2047.0;
+/// Largest magnitude of a quantized activation: 13 bits and a sign, two bytes of 7 bits in integer tensor units.
+pub const MAX_Q: f32 = 8191.0;
 
-/// Largest sum of magnitudes of an aligned group of four that quantizes to at most 4095: four roundings add
+/// Largest sum of magnitudes of an aligned group of four that quantizes to at most 16383: four roundings add
 /// at most 2.
-pub const MAX_GROUP: f32 = 4093.0;
+pub const MAX_GROUP: f32 = 16381.0;
 
 /// Columns whose largest value is below this are scaled up first, by [`TINY_SHIFT`]: their step would be
 /// subnormal, and a rounded step breaks the limits above.
@@ -43,7 +43,7 @@ pub struct Step {
 }
 
 impl Step {
-    /// The step for a column of this extent: `max(max |v| / 2047, max group / 4093)`.
+    /// The step for a column of this extent: `max(max |v| / 8191, max group / 16381)`.
     pub fn of(extent: Extent) -> Self {
         if extent.value.max(extent.group) >= INFINITY_BITS {
             return Step { shift: 1.0, step: f32::NAN, unshift: 1.0 };
@@ -121,8 +121,8 @@ mod tests {
         let step = quantize(x, None, &mut q);
         assert!(step.is_usable());
         for q in q.chunks(4) {
-            assert!(q.iter().all(|q| q.unsigned_abs() <= 2047), "{q:?}");
-            assert!(q.iter().map(|q| i32::from(*q).abs()).sum::<i32>() <= 4095, "{q:?}");
+            assert!(q.iter().all(|q| q.unsigned_abs() <= 8191), "{q:?}");
+            assert!(q.iter().map(|q| i32::from(*q).abs()).sum::<i32>() <= 16383, "{q:?}");
         }
     }
 
@@ -144,11 +144,11 @@ mod tests {
     fn step_is_as_fine_as_the_limits_allow() {
         let mut q = [0i16; 4];
         let mut q5 = [0i16; 5];
-        assert_eq!(quantize(&[2047.0, -2046.0, 0.0, 0.0], None, &mut q).step, 1.0);
-        assert_eq!(q, [2047, -2046, 0, 0]);
-        assert_eq!(quantize(&[2047.0, 1023.0, 1023.0, 0.5], None, &mut q).step, 4093.5 / 4093.0);
+        assert_eq!(quantize(&[8191.0, -8190.0, 0.0, 0.0], None, &mut q).step, 1.0);
+        assert_eq!(q, [8191, -8190, 0, 0]);
+        assert_eq!(quantize(&[8191.0, 4095.0, 4095.0, 0.5], None, &mut q).step, 16381.5 / 16381.0);
         let step = quantize(&[1e-44, 0.0, 0.0, 0.0, -1e-44], None, &mut q5);
-        assert_eq!((q5, step.shift * step.unshift), ([2047, 0, 0, 0, -2047], 1.0));
+        assert_eq!((q5, step.shift * step.unshift), ([8191, 0, 0, 0, -8191], 1.0));
     }
 
     #[test]

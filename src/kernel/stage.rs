@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 use half::f16;
 use std::ops::Range;
 
-/// Most columns of a stage. With `|q_0| + .. + |q_3| <= 4095` sums stay below 2^30.
-pub const MAX_COLS: usize = 1 << 20;
+/// Most columns of a stage. With `|q_0| + .. + |q_3| <= 16383` sums stay below 2^30.
+pub const MAX_COLS: usize = 1 << 18;
 
 /// Columns of a batch whose tables are alive together. Their row blocks of signs are then read from the cache.
 const MAX_BATCH: usize = 32;
@@ -19,7 +19,7 @@ const MAX_BATCH: usize = 32;
 const BATCH_BYTES: usize = 2 << 20;
 const MIN_BATCH: usize = 4;
 
-/// Row blocks that pass over the columns of a batch together: 128 KiB of signs per accumulation run.
+/// Row blocks that pass over the columns of a batch together: 64 KiB of signs per accumulation run.
 const BATCH_BLOCKS: usize = 8;
 /// The same for a single column, where nothing is read twice but the tables of a run.
 const SINGLE_BLOCKS: usize = 32;

@@ -1,6 +1,6 @@
 //! What one matrix costs at a given rank.
 
-use super::MatrixSpec;
+use super::{MAX_RANK, MatrixSpec};
 use crate::factorize::Method;
 use crate::format::factors::{RANK_STEP, slice_bits};
 
@@ -23,9 +23,9 @@ impl Account {
         let step = slices * slice_bits(spec.d_out, spec.d_in, RANK_STEP) - fixed;
         let cap = match method {
             Method::DualSvid => spec.d_out.min(spec.d_in).next_multiple_of(RANK_STEP),
-            Method::Admm => usize::MAX / RANK_STEP * RANK_STEP,
+            Method::Admm => MAX_RANK,
         };
-        Self { weights: spec.weights(), step, cap: cap.max(RANK_STEP), fixed }
+        Self { weights: spec.weights(), step, cap: cap.clamp(RANK_STEP, MAX_RANK), fixed }
     }
 
     /// Bits at `rank`, a multiple of [`RANK_STEP`].

@@ -16,6 +16,9 @@ use serde::Serialize;
 /// Largest budget that is accepted: above it plain f16 is smaller and exact.
 pub const MAX_BPW: f64 = 16.0;
 
+/// Largest rank that is accepted, beyond any matrix of a language model.
+pub const MAX_RANK: usize = 1 << 16;
+
 /// What the user fixes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Target {
@@ -77,8 +80,8 @@ pub struct Plan {
 
 /// Fixes the rank of every matrix.
 ///
-/// With [`Target::Bpw`] the total stays at or below the target, unless matrices at the lowest rank
-/// ([`PlanEntry::floor_bound`]) push it over. [`Method::DualSvid`] caps ranks at `min(d_out, d_in)` rounded up
+/// With [`Target::Bpw`] the total stays at or below the target, unless even the lowest rank of every matrix takes
+/// more. Matrices whose lowest rank exceeds their share ([`PlanEntry::floor_bound`]) take it from the others. [`Method::DualSvid`] caps ranks at `min(d_out, d_in)` rounded up
 /// to [`RANK_STEP`], because a singular value decomposition has no more terms to give.
 ///
 /// # Errors
@@ -120,15 +123,40 @@ pub fn plan(specs: &[MatrixSpec], target: Target, paths: usize, method: Method) 
 
 /// Ranks whose total stays within `bpw` times the number of weights, as far as the lowest rank allows.
 fn within_budget(accounts: &[Account], bpw: f64) -> Vec<usize> {
-    let mut ranks: Vec<usize> = accounts.iter().map(|a| a.largest_rank(a.share(bpw))).collect();
+    let at_level =
+        |level: f64| -> Vec<usize> { accounts.iter().map(|a| a.largest_rank(a.share(level))).collect() };
+    let spent = |ranks: &[usize]| -> u64 { accounts.iter().zip(ranks).map(|(a, &r)| a.bits(r)).sum() };
     let weights: u64 = accounts.iter().map(|a| a.weights).sum();
-    let spent: u64 = accounts.iter().zip(&ranks).map(|(a, &r)| a.bits(r)).sum();
     let budget = (bpw * weights as f64).floor() as u64;
-    let Some(mut left) = budget.checked_sub(spent) else { return ranks };
+
+    // What matrices at the lowest rank take beyond their share is missing from the others: these get the highest
+    // common level that fits. Bisection down to neighbouring floats finds the same one on every machine.
+    let (mut level, mut ranks) = (bpw, at_level(bpw));
+    if spent(&ranks) > budget {
+        let (mut fits, mut exceeds) = (0.0, bpw);
+        ranks = at_level(fits);
+        if spent(&ranks) > budget {
+            return ranks;
+        }
+        loop {
+            level = f64::midpoint(fits, exceeds);
+            if level <= fits || level >= exceeds {
+                break;
+            }
+            let trial = at_level(level);
+            if spent(&trial) <= budget {
+                (fits, ranks) = (level, trial);
+            } else {
+                exceeds = level;
+            }
+        }
+        level = fits;
+    }
+    let mut left = budget - spent(&ranks);
 
     // Largest remainder: the fraction of a step that rounding down took away; ties go to the earlier matrix.
     let remainder =
-        |i: usize| (accounts[i].share(bpw) - accounts[i].bits(ranks[i]) as f64) / accounts[i].step as f64;
+        |i: usize| (accounts[i].share(level) - accounts[i].bits(ranks[i]) as f64) / accounts[i].step as f64;
     let mut order: Vec<usize> = (0..accounts.len()).filter(|&i| remainder(i) > 0.0).collect();
     order.sort_by(|&a, &b| remainder(b).total_cmp(&remainder(a)).then(a.cmp(&b)));
     for i in order {
@@ -149,11 +177,10 @@ pub(crate) fn check_paths(paths: usize) -> Result<()> {
 
 /// Checks a rank that the user gave.
 pub(crate) fn check_rank(rank: usize) -> Result<()> {
-    if rank == 0 || !rank.is_multiple_of(RANK_STEP) {
-        let nearest = rank.saturating_add(RANK_STEP / 2) / RANK_STEP * RANK_STEP;
-        let nearest = nearest.max(RANK_STEP);
+    if rank == 0 || !rank.is_multiple_of(RANK_STEP) || rank > MAX_RANK {
+        let nearest = (rank.saturating_add(RANK_STEP / 2) / RANK_STEP * RANK_STEP).clamp(RANK_STEP, MAX_RANK);
         return Err(Error::usage(format!(
-            "rank {rank} is not a positive multiple of {RANK_STEP}; the nearest is {nearest}"
+            "rank {rank} is not a positive multiple of {RANK_STEP} up to {MAX_RANK}; the nearest is {nearest}"
         )));
     }
     Ok(())

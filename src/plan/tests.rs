@@ -57,6 +57,21 @@ fn tiny_budgets_are_bound_by_the_lowest_rank() {
 }
 
 #[test]
+fn the_others_pay_for_matrices_at_the_lowest_rank() {
+    // 64 experts whose lowest rank takes 1.6 bits a weight, beside as many weights that can go lower.
+    let specs = [spec("experts.weight", 64, 64, 64), spec("large.weight", 512, 512, 1)];
+    for bpw in [1.0, 1.2, 1.4] {
+        let p = plan(&specs, Target::Bpw(bpw), 1, Method::Admm).unwrap();
+        assert!(p.entries[0].floor_bound && p.entries[0].bpw > bpw);
+        assert!(!p.entries[1].floor_bound && p.entries[1].bpw < bpw);
+        let step = slice_bits(512, 512, 64) - slice_bits(512, 512, 32);
+        assert!(p.bpw <= bpw && (p.bits + step) as f64 > bpw * p.weights as f64, "{bpw}: {}", p.bpw);
+    }
+    let p = plan(&specs, Target::Bpw(0.1), 1, Method::Admm).unwrap();
+    assert!(p.bpw > 0.1 && p.entries.iter().all(|e| e.rank == RANK_STEP && e.floor_bound));
+}
+
+#[test]
 fn svid_ranks_stop_at_the_number_of_singular_values() {
     let specs = [spec("a.weight", 40, 4096, 1)];
     let p = plan(&specs, Target::Bpw(8.0), 1, Method::DualSvid).unwrap();
@@ -82,7 +97,7 @@ fn nonsense_is_refused_with_the_word_the_user_typed() {
     for bpw in [0.0, -1.0, f64::NAN, f64::INFINITY, 16.1] {
         usage(plan(&specs, Target::Bpw(bpw), 1, Method::Admm), "bpw");
     }
-    for rank in [0, 1, 33, usize::MAX] {
+    for rank in [0, 1, 33, MAX_RANK + RANK_STEP, usize::MAX] {
         usage(plan(&specs, Target::Rank(rank), 1, Method::Admm), "rank");
     }
     usage(plan(&specs, Target::Rank(100), 1, Method::Admm), "nearest is 96");
@@ -111,7 +126,7 @@ proptest! {
             prop_assert!(e.rank >= RANK_STEP && e.rank % RANK_STEP == 0);
         }
         prop_assert_eq!(p.bits, p.entries.iter().map(|e| e.bits).sum::<u64>());
-        if p.entries.iter().all(|e| !e.floor_bound) {
+        if p.entries.iter().any(|e| e.rank > RANK_STEP) {
             prop_assert!(p.bits as f64 <= bpw * p.weights as f64);
         }
         prop_assert_eq!(&p, &plan(&specs, Target::Bpw(bpw), paths, Method::Admm).unwrap());

@@ -55,10 +55,10 @@ proptest! {
     /// Integer activations at a step of exactly 1: the outputs are the integer sums themselves.
     #[test]
     fn sums_of_extreme_integers_are_exact(
-        cols in prop_oneof![4usize..=200, 4000usize..=8300], agree in 0u8..4, seed in any::<u64>(),
+        cols in prop_oneof![4usize..=200, 2000usize..=4000], agree in 0u8..4, seed in any::<u64>(),
     ) {
         const GROUPS: [[i32; 4]; 5] =
-            [[2047, 2046, 0, 0], [2047, 1023, 1023, 0], [1024, 1023, 1023, 1023], [0, 0, 0, 0], [-2047, 2046, 0, 0]];
+            [[8191, 8190, 0, 0], [8191, 4095, 4095, 0], [4096, 4095, 4095, 4095], [0, 0, 0, 0], [-8191, 8190, 0, 0]];
         let mut random = Random(seed);
         let mut q: Vec<i32> = (0..cols).map(|_| 0).collect();
         for (i, q) in q.chunks_mut(4).enumerate() {

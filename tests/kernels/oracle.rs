@@ -53,14 +53,14 @@ pub fn oracle(mode: Mode, s: &SignMatrix, pre: Option<&[f16]>, post: Option<&[f1
             let up = if max < 2f32.powi(-90) { 2f32.powi(64) } else { 1.0 };
             let scaled: Vec<f32> = v.iter().map(|v| v * up).collect();
             let group = scaled.chunks(4).map(group).fold(0f32, f32::max);
-            let step = ((max * up) / 2047.0).max(group / 4093.0);
+            let step = ((max * up) / 8191.0).max(group / 16381.0);
             let q: Vec<i64> = if step == 0.0 {
                 vec![0; v.len()]
             } else {
                 scaled.iter().map(|v| (v / step).round_ties_even() as i64).collect()
             };
             for q in q.chunks(4) {
-                assert!(q.iter().all(|q| q.abs() <= 2047) && q.iter().map(|q| q.abs()).sum::<i64>() <= 4095);
+                assert!(q.iter().all(|q| q.abs() <= 8191) && q.iter().map(|q| q.abs()).sum::<i64>() <= 16383);
             }
             for row in 0..s.rows() {
                 s.row_f32(row, &mut sign);

@@ -1,10 +1,11 @@
-//! Integer tables of two 6-bit halves ("L6H6").
+//! Integer tables of two 7-bit halves ("L7H7").
 //!
-//! A byte shuffle looks up bytes, but a sum of four 12-bit activations has 12 bits and a sign. The sign goes
+//! A byte shuffle looks up bytes, but a sum of four 14-bit activations has 14 bits and a sign. The sign goes
 //! first: `T[i]` is the sum of `|q_j|` over the members of a group whose sign agrees with bit `j` of `i`, so
-//! `sum_j s_j q_j = 2 T[i] - sum_j |q_j|` with `0 <= T <= 4095`, and the last term is one constant for all
-//! rows. The 12 bits are split into two halves of 6, because then four lookups still add up in a byte and
-//! the costly widening to 16 bits happens once per 16 columns.
+//! `sum_j s_j q_j = 2 T[i] - sum_j |q_j|` with `0 <= T <= 16383`, and the last term is one constant for all
+//! rows. The 14 bits are split into two halves of 7, because then two lookups still add up in a byte and the
+//! costly widening to 16 bits happens once per 8 columns. (Halves of 6 bits would allow four lookups and save
+//! two operations of fifteen, with activations four times as coarse; see specs/results.md.)
 
 use super::super::ops::{IntSums, Output, RUN_COLS};
 use super::super::quantize::Step;
@@ -39,7 +40,7 @@ pub(super) fn tables(x: &[f32], pre: Option<&[f16]>, step: Step, tables: &mut [L
     -_mm_cvtsi128_si32(_mm_add_epi32(pairs, _mm_shuffle_epi32::<0b10_11_00_01>(pairs)))
 }
 
-/// Low and high 6-bit halves of `T` for the groups `q[0..4]` (lower lane) and `q[4..8]` (upper lane).
+/// Low and high 7-bit halves of `T` for the groups `q[0..4]` (lower lane) and `q[4..8]` (upper lane).
 ///
 /// `T[i] = sum over set bits j of q_j - sum of the negative q_j`: where `q_j < 0` a set bit then takes away
 /// again what the second sum gave, which is the same as counting `|q_j|` for clear bits only.
@@ -74,10 +75,10 @@ fn agreeing_sums(q: __m128i) -> (__m256i, __m256i) {
     let quads = _mm256_shuffle_epi8(sums, quad);
     let t0 = _mm256_add_epi16(quads, _mm256_shuffle_epi8(sums, upper_0));
     let t8 = _mm256_add_epi16(quads, _mm256_shuffle_epi8(sums, upper_8));
-    let six = _mm256_set1_epi16(63);
+    let seven = _mm256_set1_epi16(127);
     (
-        _mm256_packus_epi16(_mm256_and_si256(t0, six), _mm256_and_si256(t8, six)),
-        _mm256_packus_epi16(_mm256_srli_epi16::<6>(t0), _mm256_srli_epi16::<6>(t8)),
+        _mm256_packus_epi16(_mm256_and_si256(t0, seven), _mm256_and_si256(t8, seven)),
+        _mm256_packus_epi16(_mm256_srli_epi16::<7>(t0), _mm256_srli_epi16::<7>(t8)),
     )
 }
 
@@ -102,7 +103,7 @@ fn row_block(tile: &[u8], next: *const u8, tables: &[Line], sums: &mut IntSums) 
     let nibble = _mm256_set1_epi8(15);
     let zero = _mm256_setzero_si256();
     // 16-bit sums per half. `*_all` adds vectors of bytes (even + 256 odd) as they are, `*_odd` their odd
-    // bytes; the even sums follow modulo 2^16. Both stay below 2^16: 256 steps of at most 4 * 63.
+    // bytes; the even sums follow modulo 2^16. Both stay below 2^16: 128 steps of twice at most 2 * 127.
     let (mut low_all, mut low_odd, mut high_all, mut high_odd) = (zero, zero, zero, zero);
     // Where the byte after this block's last would lie if the next block followed at once.
     let beyond = next.wrapping_sub(tile.len());
@@ -123,24 +124,26 @@ fn row_block(tile: &[u8], next: *const u8, tables: &[Line], sums: &mut IntSums) 
             _mm256_and_si256(v1, nibble),
             _mm256_and_si256(_mm256_srli_epi16::<4>(v1), nibble),
         ];
-        let four = |half: usize| {
-            let look = |i: usize, at: usize| _mm256_shuffle_epi8(table(half + at), index[i]);
-            _mm256_add_epi8(
-                _mm256_add_epi8(look(0, 0), look(1, 16)),
-                _mm256_add_epi8(look(2, 64), look(3, 80)),
-            )
+        let look = |i: usize, at: usize| _mm256_shuffle_epi8(table(at), index[i]);
+        let pairs = |half: usize| {
+            [
+                _mm256_add_epi8(look(0, half), look(1, half + 16)),
+                _mm256_add_epi8(look(2, half + 64), look(3, half + 80)),
+            ]
         };
-        let low = four(0);
-        low_all = _mm256_add_epi16(low_all, low);
-        low_odd = _mm256_add_epi16(low_odd, _mm256_srli_epi16::<8>(low));
-        let high = four(32);
-        high_all = _mm256_add_epi16(high_all, high);
-        high_odd = _mm256_add_epi16(high_odd, _mm256_srli_epi16::<8>(high));
+        for low in pairs(0) {
+            low_all = _mm256_add_epi16(low_all, low);
+            low_odd = _mm256_add_epi16(low_odd, _mm256_srli_epi16::<8>(low));
+        }
+        for high in pairs(32) {
+            high_all = _mm256_add_epi16(high_all, high);
+            high_odd = _mm256_add_epi16(high_odd, _mm256_srli_epi16::<8>(high));
+        }
     }
     let low = widen(low_all, low_odd);
     let high = widen(high_all, high_odd);
     let doubled =
-        |i: usize| _mm256_slli_epi32::<1>(_mm256_add_epi32(low[i], _mm256_slli_epi32::<6>(high[i])));
+        |i: usize| _mm256_slli_epi32::<1>(_mm256_add_epi32(low[i], _mm256_slli_epi32::<7>(high[i])));
     // `widen` leaves rows 4 i .. 4 i + 4 and 16 + 4 i .. in the lanes of vector i.
     let ordered = [
         _mm256_permute2x128_si256::<0x20>(doubled(0), doubled(1)),
