@@ -17,15 +17,15 @@ struct Golden {
 #[rustfmt::skip]
 const GOLDEN: &[Golden] = &[
     Golden { ty: GgmlType::Q4_0, halves: &[(0, 0x2e66)], first: [-0.6998291, -0.29992676, -0.49987793], last: 0.0, hash: 0xbe6706901ac0263c },
-    Golden { ty: GgmlType::Q4_1, halves: &[(0, 0x2e66), (2, 0xb19a)], first: [0.12487793, 0.9246826, 1.1246338], last: -0.175048828125, hash: 0x39d6608c205b94af },
-    Golden { ty: GgmlType::Q5_0, halves: &[(0, 0x2e66)], first: [1.2996826, -0.6998291, -0.099975586], last: 0.999755859375, hash: 0x8e7d9dc980d0c06b },
-    Golden { ty: GgmlType::Q5_1, halves: &[(0, 0x2e66), (2, 0xb19a)], first: [2.9241943, 2.9241943, 0.72473145], last: 0.5247802734375, hash: 0xb9d3269f384a2022 },
-    Golden { ty: GgmlType::Q8_0, halves: &[(0, 0x2e66)], first: [-7.8980713, 11.697144, -12.496948], last: -4.0989990234375, hash: 0xef6e503130eb2e38 },
-    Golden { ty: GgmlType::Q2_K, halves: &[(80, 0x2e66), (82, 0x319a)], first: [2.0994873, 2.0994873, 0.6998291], last: -0.4251708984375, hash: 0xb04597a96ac8766a },
-    Golden { ty: GgmlType::Q3_K, halves: &[(108, 0x2e66)], first: [6.8983154, 6.8983154, 2.2994385], last: 0.7998046875, hash: 0x847182105408d18c },
-    Golden { ty: GgmlType::Q4_K, halves: &[(0, 0x2e66), (2, 0x319a)], first: [-3.3270264, -3.3270264, -5.126587], last: 9.7679443359375, hash: 0x36f3de2adfedc5aa },
-    Golden { ty: GgmlType::Q5_K, halves: &[(0, 0x2e66), (2, 0x319a)], first: [1.4718018, 1.4718018, -0.3277588], last: 13.1671142578125, hash: 0xefa66cc9f30c5f60 },
-    Golden { ty: GgmlType::Q6_K, halves: &[(208, 0x2e66)], first: [163.26013, 163.26013, -106.474], last: -38.990478515625, hash: 0x8c09b176d4e1e51f },
+    Golden { ty: GgmlType::Q4_1, halves: &[(0, 0x2e66), (2, 0xb19a)], first: [0.12487793, 0.9246826, 1.1246338], last: -0.17504883, hash: 0x39d6608c205b94af },
+    Golden { ty: GgmlType::Q5_0, halves: &[(0, 0x2e66)], first: [1.2996826, -0.6998291, -0.099975586], last: 0.99975586, hash: 0x8e7d9dc980d0c06b },
+    Golden { ty: GgmlType::Q5_1, halves: &[(0, 0x2e66), (2, 0xb19a)], first: [2.9241943, 2.9241943, 0.72473145], last: 0.5247803, hash: 0xb9d3269f384a2022 },
+    Golden { ty: GgmlType::Q8_0, halves: &[(0, 0x2e66)], first: [-7.8980713, 11.697144, -12.496948], last: -4.098999, hash: 0xef6e503130eb2e38 },
+    Golden { ty: GgmlType::Q2_K, halves: &[(80, 0x2e66), (82, 0x319a)], first: [2.0994873, 2.0994873, 0.6998291], last: -0.4251709, hash: 0xb04597a96ac8766a },
+    Golden { ty: GgmlType::Q3_K, halves: &[(108, 0x2e66)], first: [6.8983154, 6.8983154, 2.2994385], last: 0.7998047, hash: 0x847182105408d18c },
+    Golden { ty: GgmlType::Q4_K, halves: &[(0, 0x2e66), (2, 0x319a)], first: [-3.3270264, -3.3270264, -5.126587], last: 9.767944, hash: 0x36f3de2adfedc5aa },
+    Golden { ty: GgmlType::Q5_K, halves: &[(0, 0x2e66), (2, 0x319a)], first: [1.4718018, 1.4718018, -0.3277588], last: 13.167114, hash: 0xefa66cc9f30c5f60 },
+    Golden { ty: GgmlType::Q6_K, halves: &[(208, 0x2e66)], first: [163.26013, 163.26013, -106.474], last: -38.99048, hash: 0x8c09b176d4e1e51f },
 ];
 
 /// A pattern that reaches every field of a block, with finite scales.
