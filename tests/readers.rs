@@ -236,7 +236,7 @@ fn a_file_truncated_anywhere_in_its_header_is_refused() {
         assert!(what.contains("model.safetensors: byte"), "{n} bytes: {what}");
     }
     fs::write(&path, [whole, vec![0]].concat()).unwrap();
-    assert!(fault(&path).contains("tensor data ends at byte"));
+    assert!(fault(&path).contains("bytes of tensor data are announced, the file has"));
 }
 
 /// Replaces the safetensors header by `header` and keeps `data` bytes of data.
@@ -255,28 +255,39 @@ fn faulty_safetensors_headers_are_refused() {
     let two = |a: String, b: String| format!(r#"{{"a":{a},"b":{b}}}"#);
     let one = |a: String| format!(r#"{{"a":{a}}}"#);
     for (what, header) in [
-        ("bad header", "not json".to_owned()),
-        ("bad header", "{".to_owned()),
-        ("bad header", "[".repeat(100_000)),
-        ("bad header", r#"{"__metadata__":{"format":7}}"#.to_owned()),
-        ("bad header", two(entry("F32", "[2]", 0, 8), entry("F32", "[1]", 12, 16))),
-        ("bad header", two(entry("F32", "[2]", 0, 8), entry("F32", "[2]", 4, 12))),
-        ("bad header", one(entry("F32", "[2]", 4, 12))),
-        ("bad header", one(entry("F32", "[3]", 0, 16))),
-        ("bad header", one(entry("F32", "[2]", 16, 8))),
-        ("bad header", one(entry("F32", "[4294967296,4294967296]", 0, 16))),
-        ("bad header", one(entry("F32", "[9223372036854775807]", 0, 16))),
-        ("bad header", one(entry("F32", "[-1]", 0, 16))),
-        ("bad header", one(entry("F99", "[4]", 0, 16))),
+        ("bad JSON", "not json".to_owned()),
+        ("bad JSON", "{".to_owned()),
+        ("bad JSON", "[".repeat(100_000)),
+        ("bad JSON", r#"{"__metadata__":{"format":7}}"#.to_owned()),
+        ("bad JSON", two(entry("F32", "[2]", 0, 8), entry("F32", "[1]", 12, 16))),
+        ("bad JSON", two(entry("F32", "[2]", 0, 8), entry("F32", "[2]", 4, 12))),
+        ("bad JSON", one(entry("F32", "[2]", 4, 12))),
+        ("bad JSON", one(entry("F32", "[3]", 0, 16))),
+        ("bad JSON", one(entry("F32", "[2]", 16, 8))),
+        ("bad JSON", one(entry("F32", "[4294967296,4294967296]", 0, 16))),
+        ("bad JSON", one(entry("F32", "[9223372036854775807]", 0, 16))),
+        ("bad JSON", one(entry("F32", "[-1]", 0, 16))),
+        ("bad JSON", one(entry("F99", "[4]", 0, 16))),
         ("dtype I64; F32, F16 and BF16 can be read", one(entry("I64", "[2]", 0, 16))),
         ("dtype F8_E4M3", one(entry("F8_E4M3", "[16]", 0, 16))),
-        ("the file at", one(entry("F32", "[2]", 0, 8))),
-        ("the file at", one(entry("F32", "[16]", 0, 64))),
+        ("the file has 16", one(entry("F32", "[2]", 0, 8))),
+        ("the file has 16", one(entry("F32", "[16]", 0, 64))),
     ] {
         with_header(&path, &header, 16);
         let said = fault(&path);
         assert!(said.contains(what), "{header:.80}: {said}");
     }
+    // Nine tensors that lie end to end and reach the end of 64-bit offsets.
+    let size = u64::MAX / 9;
+    let nine: Vec<String> = (0..9)
+        .map(|i| format!("\"t{i}\":{}", entry("U8", &format!("[{size}]"), i * size, (i + 1) * size)))
+        .collect();
+    with_header(&path, &format!("{{{}}}", nine.join(",")), 16);
+    assert!(
+        fault(&path).contains("18446744073709551609 bytes of tensor data are announced"),
+        "{}",
+        fault(&path)
+    );
     fs::write(&path, [u64::MAX.to_le_bytes().to_vec(), vec![b' '; 64]].concat()).unwrap();
     assert!(fault(&path).contains("header of 18446744073709551615 bytes, the format allows"));
 }

@@ -11,6 +11,9 @@ pub mod types;
 pub mod value;
 pub mod writer;
 
+#[cfg(test)]
+mod tests;
+
 pub use dequant::dequantize;
 pub use encode::encode;
 pub use reader::{Gguf, TensorInfo};

@@ -21,7 +21,7 @@ impl Json {
             return Err(Error::unsupported(&path, "not a regular file of a sensible size"));
         }
         let text = std::fs::read(&path).map_err(|e| Error::io(&path, "read", e))?;
-        let root = serde_json::from_slice(&text).map_err(|e| fault(&path, &text, &e))?;
+        let root = serde_json::from_slice(&text).map_err(|e| fault(&path, 0, &text, &e))?;
         Ok(Self { path, root })
     }
 
@@ -66,9 +66,9 @@ impl Json {
     }
 }
 
-/// A syntax error with its byte offset.
-fn fault(path: &Path, text: &[u8], e: &serde_json::Error) -> Error {
-    let line_start: usize =
-        text.split_inclusive(|b| *b == b'\n').take(e.line().saturating_sub(1)).map(<[u8]>::len).sum();
-    Error::malformed(path, (line_start + e.column()) as u64, format!("bad JSON: {e}"))
+/// An error in the JSON `text` that starts at byte `start` of the file.
+pub(super) fn fault(path: &Path, start: u64, text: &[u8], e: &serde_json::Error) -> Error {
+    let lines = text.split_inclusive(|b| *b == b'\n');
+    let before: usize = lines.take(e.line().saturating_sub(1)).map(<[u8]>::len).sum();
+    Error::malformed(path, start + (before + e.column()) as u64, format!("bad JSON: {e}"))
 }

@@ -7,7 +7,7 @@
 
 use serde_json::{Value, json};
 
-/// What llama.cpp calls `contraction, letters, digits, ...`; the cut of GPT-2's byte-level step.
+/// The cut that GPT-2's byte-level step makes by itself: contractions, letters, digits, other signs, spaces.
 const GPT2: &str = "byte-level regex";
 /// One word per digit.
 const DIGITS: &str = "single digits";

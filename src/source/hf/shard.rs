@@ -1,5 +1,6 @@
 //! One safetensors file: its header checked by the safetensors crate, its data read at offsets and never mapped.
 
+use super::json::fault;
 use crate::error::{Error, Result};
 use crate::gguf::GgmlType;
 use safetensors::Dtype;
@@ -42,12 +43,15 @@ impl Shard {
         }
         let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
         let (header, data) = read_header(path, &file, meta.len())?;
-        let metadata: Metadata = serde_json::from_slice(&header)
-            .map_err(|e| Error::malformed(path, LENGTH + e.column() as u64, format!("bad header: {e}")))?;
-        let end = data + metadata.data_len() as u64;
-        if end != meta.len() {
-            let what = format!("tensor data ends at byte {end}, the file at {}", meta.len());
-            return Err(Error::malformed(path, end.min(meta.len()), what));
+        let metadata: Metadata =
+            serde_json::from_slice(&header).map_err(|e| fault(path, LENGTH, &header, &e))?;
+        if data.checked_add(metadata.data_len() as u64) != Some(meta.len()) {
+            let what = format!(
+                "{} bytes of tensor data are announced, the file has {}",
+                metadata.data_len(),
+                meta.len() - data
+            );
+            return Err(Error::malformed(path, data, what));
         }
         let tensors = metadata
             .offset_keys()
@@ -85,18 +89,18 @@ impl Shard {
 
 /// The JSON header and the offset at which data starts.
 fn read_header(path: &Path, file: &File, file_len: u64) -> Result<(Vec<u8>, u64)> {
-    let fault = |at, what: String| Err(Error::malformed(path, at, what));
+    let refuse = |at, what: String| Err(Error::malformed(path, at, what));
     if file_len < LENGTH {
-        return fault(file_len, "not a safetensors file: shorter than the 8-byte header length".to_owned());
+        return refuse(file_len, "not a safetensors file: shorter than the 8-byte header length".to_owned());
     }
     let mut length = [0; LENGTH as usize];
     file.read_exact_at(&mut length, 0).map_err(|e| Error::io(path, "read header length", e))?;
     let length = u64::from_le_bytes(length);
     if length > MAX_HEADER {
-        return fault(0, format!("header of {length} bytes, the format allows {MAX_HEADER}"));
+        return refuse(0, format!("header of {length} bytes, the format allows {MAX_HEADER}"));
     }
     if length > file_len - LENGTH {
-        return fault(0, format!("header of {length} bytes in a file of {file_len}: truncated file"));
+        return refuse(0, format!("header of {length} bytes in a file of {file_len}: truncated file"));
     }
     let mut header = vec![0; length as usize];
     file.read_exact_at(&mut header, LENGTH).map_err(|e| Error::io(path, "read header", e))?;

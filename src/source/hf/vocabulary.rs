@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::gguf::{Array, Value as Kv};
 use serde::Deserialize;
 use serde_json::Value;
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -25,6 +26,31 @@ pub(super) struct AddedToken {
     pub content: String,
     #[serde(default)]
     pub special: bool,
+    /// Whether the token is matched in text after the normalizer; by default where it is not special.
+    normalized: Option<bool>,
+}
+
+impl AddedToken {
+    /// The text as the tokenizer decodes it; GGUF has tokens that are matched in raw text in this form.
+    fn text(&self) -> Cow<'_, str> {
+        if self.normalized.unwrap_or(!self.special) {
+            return Cow::Borrowed(&self.content);
+        }
+        match self.content.chars().map(byte_of).collect::<Option<Vec<u8>>>() {
+            Some(bytes) => Cow::Owned(String::from_utf8_lossy(&bytes).into_owned()),
+            None => Cow::Borrowed(&self.content),
+        }
+    }
+}
+
+/// The byte that a letter of byte-level text stands for: printable Latin-1 letters for themselves, letters from
+/// U+0100 for the other bytes in order.
+fn byte_of(letter: char) -> Option<u8> {
+    const PRINTABLE: fn(&u8) -> bool = |b| matches!(b, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    match u32::from(letter) {
+        code @ 0..0x100 => Some(code as u8).filter(PRINTABLE),
+        code => (0..=u8::MAX).filter(|b| !PRINTABLE(b)).nth(code as usize - 0x100),
+    }
 }
 
 /// A merge: "left right", or both sides on their own since transformers 4.45.
@@ -61,7 +87,11 @@ pub(super) fn push_keys(kv: &mut Vec<(String, Kv)>, dir: &Path, n_tokens: u64, c
     }
     let vocab: HashMap<String, u32> = part(&tokenizer, &tokenizer.root["model"]["vocab"], "model.vocab")?;
     let merges: Vec<Merge> = part(&tokenizer, &tokenizer.root["model"]["merges"], "model.merges")?;
-    let added = added_tokens(&tokenizer, settings.as_ref(), &vocab)?;
+    let own: Vec<AddedToken> = match tokenizer.get("added_tokens") {
+        Some(list) => part(&tokenizer, list, "added_tokens")?,
+        None => Vec::new(),
+    };
+    let added = added_tokens(&own, settings.as_ref(), &vocab)?;
     let (tokens, types) = tokens(&tokenizer, vocab, &added, n_tokens)?;
     let mut push = |key: &str, value| kv.push((format!("tokenizer.ggml.{key}"), value));
     push("model", "gpt2".into());
@@ -71,7 +101,7 @@ pub(super) fn push_keys(kv: &mut Vec<(String, Kv)>, dir: &Path, n_tokens: u64, c
     if !merges.is_empty() {
         push("merges", Kv::Array(Array::Str(merges.into_iter().map(Merge::into_bytes).collect())));
     }
-    special::push_keys(kv, dir, &tokenizer, &added, config)?;
+    special::push_keys(kv, dir, &tokenizer, &own, config)?;
     // The converter's rule for the vocabulary of this size that the Granite and SmolLM models share.
     if n_tokens == 49_152 {
         let key = "tokenizer.ggml.add_bos_token";
@@ -101,16 +131,13 @@ fn part<T: for<'a> Deserialize<'a>>(file: &Json, value: &Value, name: &str) -> R
     T::deserialize(value).map_err(|e| file.refuse(format!("{name}: {e}")))
 }
 
-/// Added tokens of tokenizer.json, with what tokenizer_config.json says of them over it.
+/// The added tokens of tokenizer.json, `own`, with what tokenizer_config.json says of them over it.
 fn added_tokens(
-    tokenizer: &Json,
+    own: &[AddedToken],
     settings: Option<&Json>,
     vocab: &HashMap<String, u32>,
 ) -> Result<Vec<AddedToken>> {
-    let mut added: Vec<AddedToken> = match tokenizer.get("added_tokens") {
-        Some(list) => part(tokenizer, list, "added_tokens")?,
-        None => Vec::new(),
-    };
+    let mut added = own.to_vec();
     let Some(settings) = settings else { return Ok(added) };
     if let Some(decoder) = settings.get("added_tokens_decoder") {
         let decoder: HashMap<u32, AddedToken> = part(settings, decoder, "added_tokens_decoder")?;
@@ -124,7 +151,7 @@ fn added_tokens(
         let entry = &settings.root[role];
         let Some(content) = entry.as_str().or(entry["content"].as_str()) else { continue };
         if let (Some(id), false) = (vocab.get(content), added.iter().any(|t| t.content == content)) {
-            added.push(AddedToken { id: *id, content: content.to_owned(), special: true });
+            added.push(AddedToken { id: *id, content: content.to_owned(), special: true, normalized: None });
         }
     }
     added.sort_by_key(|t| t.id);
@@ -151,10 +178,11 @@ fn tokens(
     }
     for t in added {
         let slot = slots.get_mut(t.id as usize).ok_or_else(|| outside(t.id, &t.content))?;
-        *slot = Some(if t.special || looks_special(&t.content) {
-            (t.content.clone(), token_type::CONTROL)
+        let text = t.text();
+        *slot = Some(if t.special || looks_special(&text) {
+            (text.into_owned(), token_type::CONTROL)
         } else {
-            (t.content.replace('\u{2581}', " "), token_type::USER_DEFINED)
+            (text.replace('\u{2581}', " "), token_type::USER_DEFINED)
         });
     }
     Ok(slots
@@ -174,4 +202,45 @@ fn looks_special(token: &str) -> bool {
         || between("<|", "|>")
         || between("<｜", "｜>")
         || between("<unused", ">")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token(content: &str, special: bool, normalized: Option<bool>) -> AddedToken {
+        AddedToken { id: 0, content: content.to_owned(), special, normalized }
+    }
+
+    #[test]
+    fn byte_level_letters_cover_all_bytes_once() {
+        let mut bytes: Vec<u8> = (0..0x180).filter_map(char::from_u32).filter_map(byte_of).collect();
+        assert_eq!(bytes.len(), 256);
+        bytes.sort_unstable();
+        assert!(bytes.iter().enumerate().all(|(i, b)| i == *b as usize));
+        assert_eq!(
+            [byte_of('Ġ'), byte_of('Ċ'), byte_of('é'), byte_of('✓')],
+            [Some(32), Some(10), Some(0xe9), None]
+        );
+    }
+
+    #[test]
+    fn tokens_of_raw_text_are_decoded() {
+        assert_eq!(token("Ġthe", true, None).text(), " the");
+        assert_eq!(token("Ã©", false, Some(false)).text(), "é");
+        assert_eq!(token("Ġthe", false, None).text(), "Ġthe");
+        // Not byte-level text: spaces and CJK letters stand for themselves.
+        assert_eq!(token("a Ġ", true, Some(false)).text(), "a Ġ");
+        assert_eq!(token("<｜end▁of｜>", true, None).text(), "<｜end▁of｜>");
+    }
+
+    #[test]
+    fn control_tokens_are_known_by_their_form() {
+        for control in ["<|x|>", "<｜end▁of｜>", "<unused7>", "<pad>", "[@BOS@]"] {
+            assert!(looks_special(control), "{control}");
+        }
+        for word in ["<x>", "pad", "<|x", "unused7"] {
+            assert!(!looks_special(word), "{word}");
+        }
+    }
 }
