@@ -4,13 +4,14 @@ use crate::arch;
 use crate::calibrate::imatrix::Imatrix;
 use crate::error::{Error, Result};
 use crate::factorize::{Job, Method, Rotate, factorize};
-use crate::format::schema::{self, Part, Shape, key};
+use crate::format::schema::{self, Part, key};
 use crate::format::{Factors, LittleBitFile, lossy};
-use crate::gguf::{GgmlType, TensorDesc, Value, Writer, encode};
+use crate::gguf::{GgmlType, Writer, encode};
+use crate::job::header::{Action, Summary, TOOL, base, describe, littlebit_kv, method_text};
+use crate::job::report::{Event, KeptReport, MatrixReport, Report};
 use crate::job::{ordered, output};
 use crate::plan::{self, MatrixSpec, Plan, Target};
 use crate::source::TensorSource;
-use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -41,116 +42,6 @@ pub struct Options {
     pub lossy: Option<GgmlType>,
     /// Replace an existing output.
     pub force: bool,
-}
-
-/// Progress of a conversion.
-#[derive(Debug)]
-pub enum Event<'a> {
-    /// Ranks are fixed; work begins.
-    Planned(&'a Plan),
-    /// Something the user should know that is not an error.
-    Warning(&'a str),
-    /// A matrix is factorized and written.
-    Matrix {
-        /// Position among the plan's matrices, from 0.
-        index: usize,
-        /// Number of matrices.
-        count: usize,
-        /// What came out.
-        report: &'a MatrixReport,
-    },
-}
-
-/// One factorized matrix (all its experts).
-#[derive(Clone, Debug, Serialize)]
-pub struct MatrixReport {
-    /// Weight name.
-    pub name: String,
-    /// Outputs.
-    pub d_out: usize,
-    /// Inputs.
-    pub d_in: usize,
-    /// Experts in the stack.
-    pub experts: usize,
-    /// Rank of each path.
-    pub rank: usize,
-    /// Paths.
-    pub paths: usize,
-    /// Bits of its five tensors.
-    pub bits: u64,
-    /// Bits per weight.
-    pub bpw: f64,
-    /// Relative Frobenius error of the rebuilt weight.
-    pub error: f64,
-    /// The same with columns weighted by importance (equal to `error` without an imatrix).
-    pub weighted_error: f64,
-    /// Wall time of the factorization.
-    pub seconds: f64,
-}
-
-/// One tensor that was not factorized.
-#[derive(Clone, Debug, Serialize)]
-pub struct KeptReport {
-    /// Name.
-    pub name: String,
-    /// ne, fastest first.
-    pub dims: Vec<u64>,
-    /// Type in the output.
-    pub r#type: String,
-    /// Bytes in the output.
-    pub bytes: u64,
-    /// Why it was kept.
-    pub reason: String,
-}
-
-/// Result of a conversion.
-#[derive(Clone, Debug, Serialize)]
-pub struct Report {
-    /// Program and version.
-    pub tool: String,
-    /// Input path.
-    pub input: PathBuf,
-    /// Output path.
-    pub output: PathBuf,
-    /// Output form: "littlebit" or "lossy TYPE".
-    pub form: String,
-    /// Method with options.
-    pub method: String,
-    /// Seed.
-    pub seed: u64,
-    /// Threads used.
-    pub threads: usize,
-    /// Importance statistics used, if any.
-    pub imatrix: Option<PathBuf>,
-    /// Bits per factorized weight, from the bytes written.
-    pub bpw: f64,
-    /// Bits of all tensors over all weights.
-    pub bpw_file: f64,
-    /// Weights of the whole model.
-    pub n_params: u64,
-    /// Weights that were factorized.
-    pub factorized_weights: u64,
-    /// Size of the output file.
-    pub bytes: u64,
-    /// Mean of the matrices' relative errors, each weighted by its number of weights.
-    pub mean_error: f64,
-    /// Wall time of the run in seconds.
-    pub seconds: f64,
-    /// Factorized matrices in file order.
-    pub matrices: Vec<MatrixReport>,
-    /// Everything else in file order.
-    pub kept: Vec<KeptReport>,
-}
-
-/// Name and version for [`key::TOOL`].
-pub const TOOL: &str = concat!("littlebit-convert ", env!("CARGO_PKG_VERSION"));
-
-/// What happens to one tensor of the source.
-enum Action {
-    /// Becomes the plan's entry of this index.
-    Factorize(usize),
-    /// Goes on in this type.
-    Keep { ty: GgmlType, reason: String },
 }
 
 /// What a worker hands to the writer.
@@ -349,46 +240,6 @@ fn sort_tensors(source: &dyn TensorSource, options: &Options) -> Result<(Vec<Act
     Ok((actions, specs))
 }
 
-/// Descriptors of the output in order, and the bits of the factor tensors.
-fn describe(
-    source: &dyn TensorSource,
-    actions: &[Action],
-    specs: &[MatrixSpec],
-    plan: &Plan,
-    options: &Options,
-) -> (Vec<TensorDesc>, u64) {
-    let (mut descriptors, mut factor_bits) = (Vec::new(), 0);
-    for (t, action) in source.tensors().iter().zip(actions) {
-        match action {
-            Action::Keep { ty, .. } => {
-                descriptors.push(TensorDesc { name: t.name.clone(), dims: t.dims.clone(), ty: *ty });
-            }
-            Action::Factorize(at) => {
-                let parts =
-                    schema::descriptors(base(&t.name), &shape(&specs[*at], plan.entries[*at].rank, options));
-                factor_bits += parts.iter().map(|d| 8 * d.nbytes().unwrap_or(0)).sum::<u64>();
-                match options.lossy {
-                    None => descriptors.extend(parts),
-                    Some(ty) => descriptors.push(TensorDesc {
-                        name: t.name.clone(),
-                        dims: t.dims.clone(),
-                        ty: lossy::dense_type(ty, t.dims[0]),
-                    }),
-                }
-            }
-        }
-    }
-    (descriptors, factor_bits)
-}
-
-fn base(weight: &str) -> &str {
-    schema::base_name(weight).expect("only weights are planned")
-}
-
-fn shape(spec: &MatrixSpec, rank: usize, options: &Options) -> Shape {
-    Shape { d_out: spec.d_out, d_in: spec.d_in, rank, slices: spec.experts * options.paths }
-}
-
 /// Bytes of a kept tensor in its output type.
 fn keep(source: &dyn TensorSource, i: usize, ty: GgmlType) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
@@ -473,64 +324,6 @@ fn workers(threads: usize, specs: &[MatrixSpec], plan: &Plan) -> usize {
     });
     let largest = set.max().unwrap_or(1);
     ((1 << 30) / largest).clamp(1, threads.max(1))
-}
-
-/// Figures for the KV block.
-struct Summary<'a> {
-    n_params: u64,
-    bpw: f64,
-    bpw_file: f64,
-    sha256: String,
-    imatrix: Option<&'a Imatrix>,
-}
-
-fn method_text(options: &Options) -> String {
-    let mut text = format!("{} paths={}", options.method, options.paths);
-    if let Some(r) = options.rotate {
-        text += &format!(" rotate={r}");
-    }
-    if let Some(n) = options.iterations {
-        text += &format!(" iterations={n}");
-    }
-    text
-}
-
-/// The source's KV in order, with what a LittleBit file must say.
-fn littlebit_kv(
-    source: &dyn TensorSource,
-    descriptors: &[TensorDesc],
-    options: &Options,
-    summary: &Summary,
-) -> Vec<(String, Value)> {
-    // A file of its own: shard bookkeeping of the source no longer holds.
-    let mut kv: Vec<(String, Value)> =
-        source.kv().iter().filter(|(k, _)| !k.starts_with("split.")).cloned().collect();
-    let largest = descriptors.iter().filter(|d| d.ty != GgmlType::I8).max_by_key(|d| d.nbytes());
-    if let Some(ft) = largest.and_then(|d| schema::file_type(d.ty)) {
-        schema::set(&mut kv, "general.file_type", Value::U32(ft));
-    }
-    schema::set(&mut kv, "general.alignment", Value::U32(schema::ALIGNMENT as u32));
-    let text = |s: &str| Value::Str(s.as_bytes().to_vec());
-    let dataset = summary.imatrix.map(|im| im.dataset.clone()).unwrap_or_default();
-    let tokens = summary.imatrix.and_then(|im| im.tokens).unwrap_or(0);
-    for (k, v) in [
-        (key::VERSION, Value::U32(schema::VERSION)),
-        (key::REQUIRES, text(schema::REQUIRES)),
-        (key::PATHS, Value::U32(options.paths as u32)),
-        (key::N_PARAMS, Value::U64(summary.n_params)),
-        (key::BPW, Value::F32(summary.bpw as f32)),
-        (key::BPW_FILE, Value::F32(summary.bpw_file as f32)),
-        (key::METHOD, text(&method_text(options))),
-        (key::TOOL, text(TOOL)),
-        (key::SEED, Value::U64(options.seed)),
-        (key::SOURCE_NAME, text(&source.describe())),
-        (key::SOURCE_SHA256, text(&summary.sha256)),
-        (key::CALIBRATION_DATASET, text(&dataset)),
-        (key::CALIBRATION_TOKENS, Value::U64(tokens)),
-    ] {
-        schema::set(&mut kv, k, v);
-    }
-    kv
 }
 
 /// Errors of the writer know no path; give them the output's.

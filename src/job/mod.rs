@@ -5,7 +5,10 @@
 //! independent of the number of threads.
 
 pub mod convert;
+mod header;
 pub mod ordered;
 pub mod output;
+pub mod report;
 
-pub use convert::{Event, Options, Report, convert};
+pub use convert::{Options, convert};
+pub use report::{Event, Report};

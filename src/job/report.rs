@@ -1,0 +1,104 @@
+//! What a conversion tells while it runs and when it is done.
+
+use crate::plan::Plan;
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// Progress of a conversion.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// Ranks are fixed; work begins.
+    Planned(&'a Plan),
+    /// Something the user should know that is not an error.
+    Warning(&'a str),
+    /// A matrix is factorized and written.
+    Matrix {
+        /// Position among the plan's matrices, from 0.
+        index: usize,
+        /// Number of matrices.
+        count: usize,
+        /// What came out.
+        report: &'a MatrixReport,
+    },
+}
+
+/// One factorized matrix (all its experts).
+#[derive(Clone, Debug, Serialize)]
+pub struct MatrixReport {
+    /// Weight name.
+    pub name: String,
+    /// Outputs.
+    pub d_out: usize,
+    /// Inputs.
+    pub d_in: usize,
+    /// Experts in the stack.
+    pub experts: usize,
+    /// Rank of each path.
+    pub rank: usize,
+    /// Paths.
+    pub paths: usize,
+    /// Bits of its five tensors.
+    pub bits: u64,
+    /// Bits per weight.
+    pub bpw: f64,
+    /// Relative Frobenius error of the rebuilt weight.
+    pub error: f64,
+    /// The same with columns weighted by importance (equal to `error` without an imatrix).
+    pub weighted_error: f64,
+    /// Wall time of the factorization.
+    pub seconds: f64,
+}
+
+/// One tensor that was not factorized.
+#[derive(Clone, Debug, Serialize)]
+pub struct KeptReport {
+    /// Name.
+    pub name: String,
+    /// ne, fastest first.
+    pub dims: Vec<u64>,
+    /// Type in the output.
+    pub r#type: String,
+    /// Bytes in the output.
+    pub bytes: u64,
+    /// Why it was kept.
+    pub reason: String,
+}
+
+/// Result of a conversion.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Program and version.
+    pub tool: String,
+    /// Input path.
+    pub input: PathBuf,
+    /// Output path.
+    pub output: PathBuf,
+    /// Output form: "littlebit" or "lossy TYPE".
+    pub form: String,
+    /// Method with options.
+    pub method: String,
+    /// Seed.
+    pub seed: u64,
+    /// Threads used.
+    pub threads: usize,
+    /// Importance statistics used, if any.
+    pub imatrix: Option<PathBuf>,
+    /// Bits per factorized weight, from the bytes written.
+    pub bpw: f64,
+    /// Bits of all tensors over all weights.
+    pub bpw_file: f64,
+    /// Weights of the whole model.
+    pub n_params: u64,
+    /// Weights that were factorized.
+    pub factorized_weights: u64,
+    /// Size of the output file.
+    pub bytes: u64,
+    /// Mean of the matrices' relative errors, each weighted by its number of weights.
+    pub mean_error: f64,
+    /// Wall time of the run in seconds.
+    pub seconds: f64,
+    /// Factorized matrices in file order.
+    pub matrices: Vec<MatrixReport>,
+    /// Everything else in file order.
+    pub kept: Vec<KeptReport>,
+}
