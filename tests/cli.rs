@@ -23,7 +23,7 @@ fn writes_schema_v1() {
     // All KV of the source, in order, unknown ones and their odd bytes included.
     let kept: Vec<_> = file.gguf.kv.iter().filter(|(k, _)| source.get(k).is_some()).collect();
     assert_eq!(kept, source.kv.iter().collect::<Vec<_>>());
-    assert_eq!(file.gguf.get("general.alignment"), Some(&Value::U32(64)));
+    assert_eq!(file.gguf.get("general.alignment"), Some(&Value::U32(32)));
     assert_eq!(file.gguf.get("littlebit.version"), Some(&Value::U32(1)));
     let n_params: u64 = small_tensors().iter().map(|(_, d)| d.iter().product::<u64>()).sum();
     assert_eq!(file.gguf.get("littlebit.n_params"), Some(&Value::U64(n_params)));

@@ -73,7 +73,6 @@ fn golden_file() -> Vec<u8> {
     descs.push(TensorDesc { name: "output_norm.weight".into(), dims: vec![10], ty: GgmlType::F32 });
     let kv = vec![
         ("general.architecture".to_owned(), Value::Str(b"llama".to_vec())),
-        ("general.alignment".to_owned(), Value::U32(64)),
         ("littlebit.version".to_owned(), Value::U32(1)),
         ("littlebit.paths".to_owned(), Value::U32(1)),
         ("littlebit.n_params".to_owned(), Value::U64(40)),

@@ -25,7 +25,7 @@ fn verdict(report: &Report) -> String {
     format!(
         "warning: this model is not tuned. Rebuilt weights are off by {:.0} % on average (relative Frobenius error); at \
          such errors a model that is factorized layer by layer and not tuned afterwards has a perplexity of hundreds to \
-         thousands and writes nonsense. Use the file to test runtimes and kernels, not to read its text.",
+         tens of thousands and writes nonsense. Use the file to test runtimes and kernels, not to read its text.",
         100.0 * report.mean_error
     )
 }

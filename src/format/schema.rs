@@ -19,8 +19,9 @@ use half::f16;
 
 /// The only schema version that this build writes and reads.
 pub const VERSION: u32 = 1;
-/// `general.alignment` of every LittleBit GGUF: a tile can be used in place from a memory map.
-pub const ALIGNMENT: u64 = 64;
+/// `general.alignment` of every LittleBit GGUF: GGUF's default. Stock llama-quantize and llama-gguf-split pad to it
+/// whatever the key says, so a file with a larger alignment comes out of them shifted and silently wrong.
+pub const ALIGNMENT: u64 = crate::gguf::DEFAULT_ALIGNMENT;
 
 /// Keys of the `littlebit.*` block.
 pub mod key {

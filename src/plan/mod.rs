@@ -96,7 +96,7 @@ pub fn plan(specs: &[MatrixSpec], target: Target, paths: usize, method: Method) 
         }
         Target::Bpw(bpw) => {
             check_bpw(bpw)?;
-            within_budget(&accounts, bpw)
+            within_budget(specs, &accounts, bpw)
         }
     };
     let over = |a: &Account| matches!(target, Target::Bpw(bpw) if a.bits(RANK_STEP) as f64 > a.share(bpw));
@@ -122,7 +122,7 @@ pub fn plan(specs: &[MatrixSpec], target: Target, paths: usize, method: Method) 
 }
 
 /// Ranks whose total stays within `bpw` times the number of weights, as far as the lowest rank allows.
-fn within_budget(accounts: &[Account], bpw: f64) -> Vec<usize> {
+fn within_budget(specs: &[MatrixSpec], accounts: &[Account], bpw: f64) -> Vec<usize> {
     let at_level =
         |level: f64| -> Vec<usize> { accounts.iter().map(|a| a.largest_rank(a.share(level))).collect() };
     let spent = |ranks: &[usize]| -> u64 { accounts.iter().zip(ranks).map(|(a, &r)| a.bits(r)).sum() };
@@ -154,11 +154,12 @@ fn within_budget(accounts: &[Account], bpw: f64) -> Vec<usize> {
     }
     let mut left = budget - spent(&ranks);
 
-    // Largest remainder: the fraction of a step that rounding down took away; ties go to the earlier matrix.
+    // Largest remainder: the fraction of a step that rounding down took away; ties go by name, so that the order of tensors does
+    // not matter.
     let remainder =
         |i: usize| (accounts[i].share(level) - accounts[i].bits(ranks[i]) as f64) / accounts[i].step as f64;
     let mut order: Vec<usize> = (0..accounts.len()).filter(|&i| remainder(i) > 0.0).collect();
-    order.sort_by(|&a, &b| remainder(b).total_cmp(&remainder(a)).then(a.cmp(&b)));
+    order.sort_by(|&a, &b| remainder(b).total_cmp(&remainder(a)).then(specs[a].name.cmp(&specs[b].name)));
     for i in order {
         if ranks[i] < accounts[i].cap && accounts[i].step <= left {
             ranks[i] += RANK_STEP;
