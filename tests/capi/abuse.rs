@@ -150,8 +150,8 @@ fn products() {
 fn damaged_factors() {
     let model = Model::edited(|bytes| {
         let end = bytes.len();
-        // The last tensor of the file is blk.0.ffn_up_exps.lb_h: 6 x 33 f16, then padding to 64 bytes.
-        let h = end - (6usize * 33 * 2).next_multiple_of(64);
+        // The last tensor of the file is blk.0.ffn_up_exps.lb_h: 6 x 33 f16, then padding.
+        let h = end - (6usize * 33 * 2).next_multiple_of(littlebit::format::schema::ALIGNMENT as usize);
         bytes[h..h + 2].copy_from_slice(&[0x00, 0x7e]);
     });
     let mut out = blank_stage();
