@@ -18,6 +18,7 @@
 //! | `source` | GGUF and Hugging Face checkpoints behind one trait | `convert` |
 //! | `arch` | which tensors of a model are multiplied and may be factorized | `convert` |
 //! | `calibrate` | importance statistics (imatrix) | `convert` |
+//! | `decoder` | forward and backward pass of decoder-only models | `convert` |
 //! | `plan` | exact bit account, ranks from a bit budget | `convert` |
 //! | `factorize` | SVID, ITQ, LB-ADMM, errors | `convert` |
 //! | `job` | atomic output and limits of a run | `convert` |
@@ -38,6 +39,8 @@ pub mod arch;
 pub mod calibrate;
 #[cfg(feature = "cli")]
 pub mod cli;
+#[cfg(feature = "convert")]
+pub mod decoder;
 #[cfg(feature = "convert")]
 pub mod factorize;
 #[cfg(feature = "convert")]

@@ -1,0 +1,288 @@
+//! One decoder block, forward with a tape and backward.
+
+use super::attention;
+use super::config::{Activation, Config};
+use super::linear::{Linear, LinearGrad, LinearTape};
+use super::norm;
+use super::rope::Rotation;
+use rayon::prelude::*;
+
+/// Where in a block a group of linear layers reads its input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Site {
+    /// q, k, v.
+    Attention,
+    /// Attention output.
+    Output,
+    /// Gate and up.
+    Feed,
+    /// Down.
+    Down,
+}
+
+impl Site {
+    /// All sites in the order of the graph.
+    pub const ALL: [Site; 4] = [Site::Attention, Site::Output, Site::Feed, Site::Down];
+}
+
+/// Weights of a block. The linear layers of a site read the same input and their outputs stand side by side.
+#[derive(Clone, Debug)]
+pub struct Block {
+    /// Layers by [`Site`]: `q k v` (or one joined), output, `gate up` (or one joined), down.
+    pub linears: [Vec<Linear>; 4],
+    /// RMS norms before attention and before the feed-forward part.
+    pub norms: [Vec<f32>; 2],
+    /// RMS norms after them (gemma3).
+    pub post_norms: [Option<Vec<f32>>; 2],
+    /// RMS norms of query and key heads (qwen3, gemma3).
+    pub head_norms: [Option<Vec<f32>>; 2],
+    /// Sliding window.
+    pub window: Option<usize>,
+}
+
+/// Gradients of a block; norms as in [`Block::norm_list`].
+#[derive(Clone, Debug)]
+pub struct BlockGrad {
+    /// As [`Block::linears`]; `None` for a frozen layer.
+    pub linears: [Vec<Option<LinearGrad>>; 4],
+    /// One for each norm the block has.
+    pub norms: Vec<Vec<f32>>,
+}
+
+/// What the backward pass needs of the forward pass.
+#[derive(Debug)]
+pub struct BlockTape {
+    x: Vec<f32>,
+    /// Inputs of the linear layers by site.
+    inputs: [Vec<f32>; 4],
+    tapes: [Vec<LinearTape>; 4],
+    /// q, k, v before head norms (empty if there are none), and after rotation.
+    raw_joined: Vec<f32>,
+    joined: Vec<f32>,
+    /// Outputs of attention and feed-forward part before post norms (empty if there are none).
+    raw_outputs: [Vec<f32>; 2],
+    middle: Vec<f32>,
+    gate_up: Vec<f32>,
+}
+
+impl BlockTape {
+    /// Input of the linear layers at `site`, `tokens x d_in`.
+    pub fn input(&self, site: Site) -> &[f32] {
+        &self.inputs[site as usize]
+    }
+}
+
+fn site_forward(linears: &[Linear], x: &[f32]) -> (Vec<f32>, Vec<LinearTape>) {
+    let (mut outs, mut tapes): (Vec<_>, Vec<_>) = linears.iter().map(|l| l.forward(x)).unzip();
+    if outs.len() == 1 {
+        return (outs.remove(0), tapes);
+    }
+    let tokens = x.len() / linears[0].d_in;
+    let width: usize = linears.iter().map(|l| l.d_out).sum();
+    let mut y = vec![0f32; tokens * width];
+    y.par_chunks_mut(width).enumerate().with_min_len(16).for_each(|(t, y)| {
+        let mut at = 0;
+        for (l, out) in linears.iter().zip(&outs) {
+            y[at..at + l.d_out].copy_from_slice(&out[t * l.d_out..(t + 1) * l.d_out]);
+            at += l.d_out;
+        }
+    });
+    tapes.shrink_to_fit();
+    (y, tapes)
+}
+
+fn site_backward(
+    linears: &[Linear],
+    x: &[f32],
+    tapes: &[LinearTape],
+    dy: &[f32],
+    grads: &mut [Option<LinearGrad>],
+) -> Vec<f32> {
+    let width: usize = linears.iter().map(|l| l.d_out).sum();
+    let mut dx = vec![0f32; x.len()];
+    let mut at = 0;
+    for ((l, tape), grad) in linears.iter().zip(tapes).zip(grads) {
+        let part: Vec<f32>;
+        let own = if linears.len() == 1 {
+            dy
+        } else {
+            part = dy.chunks_exact(width).flat_map(|row| row[at..at + l.d_out].iter().copied()).collect();
+            &part
+        };
+        l.backward(x, tape, own, &mut dx, grad.as_mut());
+        at += l.d_out;
+    }
+    dx
+}
+
+fn add(a: &mut [f32], b: &[f32]) {
+    a.par_chunks_mut(1 << 14).zip(b.par_chunks(1 << 14)).for_each(|(a, b)| {
+        a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
+    });
+}
+
+/// Value and derivative of the gate's function.
+fn gate(activation: Activation, x: f32) -> (f32, f32) {
+    match activation {
+        Activation::Silu => {
+            let s = 1.0 / (1.0 + (-x).exp());
+            (x * s, s * (1.0 + x * (1.0 - s)))
+        }
+        Activation::Gelu => {
+            const A: f32 = 0.044_715;
+            const B: f32 = 0.797_884_56;
+            let t = (B * x * (1.0 + A * x * x)).tanh();
+            let dt = (1.0 - t * t) * B * (1.0 + 3.0 * A * x * x);
+            (0.5 * x * (1.0 + t), 0.5 * (1.0 + t) + 0.5 * x * dt)
+        }
+    }
+}
+
+impl Block {
+    /// All norm weights, in a fixed order.
+    pub fn norm_list(&mut self) -> Vec<&mut Vec<f32>> {
+        let optional = self.post_norms.iter_mut().chain(&mut self.head_norms).flatten();
+        self.norms.iter_mut().chain(optional).collect()
+    }
+
+    /// Zero gradients: of scales for factorized layers, of weights for dense ones if `dense`, of all norms.
+    pub fn zero_grad(&self, dense: bool) -> BlockGrad {
+        let linears = std::array::from_fn(|s| {
+            let wanted = |l: &Linear| dense || matches!(l.weight, super::Weight::Binary(_));
+            self.linears[s].iter().map(|l| wanted(l).then(|| l.zero_grad())).collect()
+        });
+        let optional = self.post_norms.iter().chain(&self.head_norms).flatten();
+        let norms = self.norms.iter().chain(optional).map(|n| vec![0.0; n.len()]).collect();
+        BlockGrad { linears, norms }
+    }
+
+    fn shape(&self, c: &Config, tokens: usize, length: usize) -> attention::Shape {
+        attention::Shape {
+            sequences: tokens / length,
+            length,
+            heads: c.heads,
+            heads_kv: c.heads_kv,
+            d_key: c.d_key,
+            d_value: c.d_value,
+            scale: c.attention_scale,
+            window: self.window,
+        }
+    }
+
+    /// Runs windows of `length` tokens; `x` is `tokens x d_model`.
+    pub fn forward(&self, c: &Config, rotation: &Rotation, x: Vec<f32>, length: usize) -> (Vec<f32>, BlockTape) {
+        let tokens = x.len() / c.d_model;
+        let attn_in = norm::forward(&x, &self.norms[0], c.eps);
+        let (mut joined, t0) = site_forward(&self.linears[0], &attn_in);
+        let mut raw_joined = Vec::new();
+        if self.head_norms.iter().any(Option::is_some) {
+            raw_joined = joined.clone();
+        }
+        let heads = c.heads + c.heads_kv;
+        joined.par_chunks_mut(c.joined()).enumerate().for_each(|(t, row)| {
+            for (i, head) in row[..heads * c.d_key].chunks_exact_mut(c.d_key).enumerate() {
+                if let Some(w) = &self.head_norms[usize::from(i >= c.heads)] {
+                    let normed = norm::forward(head, w, c.eps);
+                    head.copy_from_slice(&normed);
+                }
+                rotation.forward(head, t % length);
+            }
+        });
+        let attended = attention::forward(&self.shape(c, tokens, length), &joined);
+        let (mut out, t1) = site_forward(&self.linears[1], &attended);
+        let mut raw_outputs = [Vec::new(), Vec::new()];
+        if let Some(w) = &self.post_norms[0] {
+            let normed = norm::forward(&out, w, c.eps);
+            raw_outputs[0] = std::mem::replace(&mut out, normed);
+        }
+        add(&mut out, &x);
+        let middle = out;
+        let feed_in = norm::forward(&middle, &self.norms[1], c.eps);
+        let (gate_up, t2) = site_forward(&self.linears[2], &feed_in);
+        let mut gated = vec![0f32; tokens * c.d_ff];
+        gated.par_chunks_mut(c.d_ff).zip(gate_up.par_chunks(2 * c.d_ff)).for_each(|(y, gu)| {
+            let (g, u) = gu.split_at(c.d_ff);
+            y.iter_mut().zip(g).zip(u).for_each(|((y, g), u)| *y = gate(c.activation, *g).0 * u);
+        });
+        let (mut y, t3) = site_forward(&self.linears[3], &gated);
+        if let Some(w) = &self.post_norms[1] {
+            let normed = norm::forward(&y, w, c.eps);
+            raw_outputs[1] = std::mem::replace(&mut y, normed);
+        }
+        add(&mut y, &middle);
+        let tape = BlockTape {
+            x,
+            inputs: [attn_in, attended, feed_in, gated],
+            tapes: [t0, t1, t2, t3],
+            raw_joined,
+            joined,
+            raw_outputs,
+            middle,
+            gate_up,
+        };
+        (y, tape)
+    }
+
+    /// Gradient with respect to the block's input; those of parameters are added to `grad`.
+    pub fn backward(
+        &self,
+        c: &Config,
+        rotation: &Rotation,
+        tape: &BlockTape,
+        dy: Vec<f32>,
+        length: usize,
+        grad: &mut BlockGrad,
+    ) -> Vec<f32> {
+        let tokens = tape.x.len() / c.d_model;
+        let [n_attn, n_feed, optional @ ..] = &mut grad.norms[..] else { unreachable!("a block has two norms") };
+        let mut optional = optional.iter_mut();
+        let mut take = |present: bool| present.then(|| optional.next().expect("one gradient a norm"));
+        let post = [take(self.post_norms[0].is_some()), take(self.post_norms[1].is_some())];
+        let [post_attn, post_feed] = post;
+        let mut head = [take(self.head_norms[0].is_some()), take(self.head_norms[1].is_some())];
+
+        let through = |w: &Option<Vec<f32>>, raw: &[f32], g: Option<&mut Vec<f32>>, dy: &[f32]| match (w, g) {
+            (Some(w), Some(g)) => norm::backward(raw, w, c.eps, dy, g),
+            _ => dy.to_vec(),
+        };
+        let d_down = through(&self.post_norms[1], &tape.raw_outputs[1], post_feed, &dy);
+        let lg = &mut grad.linears;
+        let d_gated = site_backward(&self.linears[3], &tape.inputs[3], &tape.tapes[3], &d_down, &mut lg[3]);
+        let mut d_gate_up = vec![0f32; tokens * 2 * c.d_ff];
+        d_gate_up
+            .par_chunks_mut(2 * c.d_ff)
+            .zip(tape.gate_up.par_chunks(2 * c.d_ff))
+            .zip(d_gated.par_chunks(c.d_ff))
+            .for_each(|((d, gu), dy)| {
+                let ((dg, du), (g, u)) = (d.split_at_mut(c.d_ff), gu.split_at(c.d_ff));
+                for i in 0..c.d_ff {
+                    let (value, slope) = gate(c.activation, g[i]);
+                    dg[i] = dy[i] * u[i] * slope;
+                    du[i] = dy[i] * value;
+                }
+            });
+        let d_feed = site_backward(&self.linears[2], &tape.inputs[2], &tape.tapes[2], &d_gate_up, &mut lg[2]);
+        let mut d_middle = norm::backward(&tape.middle, &self.norms[1], c.eps, &d_feed, n_feed);
+        add(&mut d_middle, &dy);
+
+        let d_out = through(&self.post_norms[0], &tape.raw_outputs[0], post_attn, &d_middle);
+        let d_att = site_backward(&self.linears[1], &tape.inputs[1], &tape.tapes[1], &d_out, &mut lg[1]);
+        let mut d_joined = attention::backward(&self.shape(c, tokens, length), &tape.joined, &d_att);
+        let heads = c.heads + c.heads_kv;
+        for (t, row) in d_joined.chunks_exact_mut(c.joined()).enumerate() {
+            for (i, d) in row[..heads * c.d_key].chunks_exact_mut(c.d_key).enumerate() {
+                rotation.backward(d, t % length);
+                let kind = usize::from(i >= c.heads);
+                if let (Some(w), Some(g)) = (&self.head_norms[kind], head[kind].as_deref_mut()) {
+                    let raw = &tape.raw_joined[t * c.joined() + i * c.d_key..][..c.d_key];
+                    let dx = norm::backward(raw, w, c.eps, d, g);
+                    d.copy_from_slice(&dx);
+                }
+            }
+        }
+        let d_in = site_backward(&self.linears[0], &tape.inputs[0], &tape.tapes[0], &d_joined, &mut lg[0]);
+        let mut dx = norm::backward(&tape.x, &self.norms[0], c.eps, &d_in, n_attn);
+        add(&mut dx, &d_middle);
+        dx
+    }
+}

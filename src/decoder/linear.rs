@@ -1,0 +1,159 @@
+//! A linear layer `y = x W^T + b`, dense or factorized.
+
+use super::product::{times, times_transposed, transposed_times};
+use crate::format::FactorPath;
+use rayon::prelude::*;
+
+/// One path `diag(h) U diag(l) V^T diag(g)` with unpacked signs.
+#[derive(Clone, Debug)]
+pub struct Binary {
+    /// Output scales.
+    pub h: Vec<f32>,
+    /// Latent scales.
+    pub l: Vec<f32>,
+    /// Input scales.
+    pub g: Vec<f32>,
+    /// Signs U, row-major `d_out x r`.
+    pub u: Vec<f32>,
+    /// Signs V^T, row-major `r x d_in`.
+    pub vt: Vec<f32>,
+}
+
+impl From<&FactorPath> for Binary {
+    fn from(p: &FactorPath) -> Self {
+        let wide = |x: &[half::f16]| x.iter().map(|x| x.to_f32()).collect();
+        Self { h: wide(&p.h), l: wide(&p.l), g: wide(&p.g), u: p.u.to_row_major(), vt: p.vt.to_row_major() }
+    }
+}
+
+/// The weight of a linear layer.
+#[derive(Clone, Debug)]
+pub enum Weight {
+    /// Row-major `d_out x d_in`.
+    Dense(Vec<f32>),
+    /// Sum of paths.
+    Binary(Vec<Binary>),
+}
+
+/// A linear layer.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    /// Name of the weight in the GGUF.
+    pub name: String,
+    /// Outputs.
+    pub d_out: usize,
+    /// Inputs.
+    pub d_in: usize,
+    /// The weight.
+    pub weight: Weight,
+    /// Added to every output row.
+    pub bias: Option<Vec<f32>>,
+}
+
+/// What the backward pass of a factorized layer needs of the forward pass, one entry for each path:
+/// latents `V^T (g x)` (`tokens x r`) and outputs before h (`tokens x d_out`).
+#[derive(Clone, Debug, Default)]
+pub struct LinearTape(Vec<(Vec<f32>, Vec<f32>)>);
+
+/// Gradients of the trained parameters of a layer.
+#[derive(Clone, Debug)]
+pub enum LinearGrad {
+    /// Of a dense weight, `d_out x d_in`.
+    Dense(Vec<f32>),
+    /// Of h, l and g of every path.
+    Scales(Vec<[Vec<f32>; 3]>),
+}
+
+impl Linear {
+    /// `x W^T + b` for `tokens` rows, and the tape.
+    pub fn forward(&self, x: &[f32]) -> (Vec<f32>, LinearTape) {
+        let tokens = x.len() / self.d_in;
+        let mut y = vec![0f32; tokens * self.d_out];
+        let mut tape = Vec::new();
+        match &self.weight {
+            Weight::Dense(w) => times_transposed(&mut y, x, w, self.d_out, self.d_in, false),
+            Weight::Binary(paths) => {
+                for p in paths {
+                    let r = p.l.len();
+                    let mut latent = vec![0f32; tokens * r];
+                    times_transposed(&mut latent, &columns(x, &p.g), &p.vt, r, self.d_in, false);
+                    let mut raw = vec![0f32; y.len()];
+                    times_transposed(&mut raw, &columns(&latent, &p.l), &p.u, self.d_out, r, false);
+                    y.par_chunks_mut(self.d_out).zip(raw.par_chunks(self.d_out)).for_each(|(y, raw)| {
+                        y.iter_mut().zip(raw).zip(&p.h).for_each(|((y, r), h)| *y += r * h);
+                    });
+                    tape.push((latent, raw));
+                }
+            }
+        }
+        if let Some(b) = &self.bias {
+            y.par_chunks_mut(self.d_out).for_each(|y| y.iter_mut().zip(b).for_each(|(y, b)| *y += b));
+        }
+        (y, LinearTape(tape))
+    }
+
+    /// Gradient with respect to `x`, added to `dx`; those of the parameters are added to `grad` if given.
+    pub fn backward(
+        &self,
+        x: &[f32],
+        tape: &LinearTape,
+        dy: &[f32],
+        dx: &mut [f32],
+        grad: Option<&mut LinearGrad>,
+    ) {
+        match (&self.weight, grad) {
+            (Weight::Dense(w), grad) => {
+                times(dx, dy, w, self.d_in, self.d_out, true);
+                if let Some(LinearGrad::Dense(dw)) = grad {
+                    transposed_times(dw, dy, x, self.d_in, self.d_out, true);
+                }
+            }
+            (Weight::Binary(paths), mut grad) => {
+                for (i, (p, (latent, raw))) in paths.iter().zip(&tape.0).enumerate() {
+                    let r = p.l.len();
+                    let mut d_latent = vec![0f32; latent.len()];
+                    times(&mut d_latent, &columns(dy, &p.h), &p.u, r, self.d_out, false);
+                    let mut d_input = vec![0f32; dx.len()];
+                    times(&mut d_input, &columns(&d_latent, &p.l), &p.vt, self.d_in, r, false);
+                    if let Some(LinearGrad::Scales(grads)) = grad.as_deref_mut() {
+                        let [dh, dl, dg] = &mut grads[i];
+                        add_column_dots(dh, dy, raw);
+                        add_column_dots(dl, &d_latent, latent);
+                        add_column_dots(dg, &d_input, x);
+                    }
+                    dx.par_chunks_mut(self.d_in).zip(d_input.par_chunks(self.d_in)).for_each(|(dx, d)| {
+                        dx.iter_mut().zip(d).zip(&p.g).for_each(|((dx, d), g)| *dx += d * g);
+                    });
+                }
+            }
+        }
+    }
+
+    /// A gradient of zeros: of the weight if dense, of the scales if factorized.
+    pub fn zero_grad(&self) -> LinearGrad {
+        match &self.weight {
+            Weight::Dense(w) => LinearGrad::Dense(vec![0.0; w.len()]),
+            Weight::Binary(paths) => LinearGrad::Scales(
+                paths.iter().map(|p| [&p.h, &p.l, &p.g].map(|x| vec![0.0; x.len()])).collect(),
+            ),
+        }
+    }
+}
+
+/// `x` with column j times `scale[j]`.
+fn columns(x: &[f32], scale: &[f32]) -> Vec<f32> {
+    let mut y = vec![0f32; x.len()];
+    let n = scale.len();
+    y.par_chunks_mut(n).zip(x.par_chunks(n)).with_min_len(16).for_each(|(y, x)| {
+        y.iter_mut().zip(x).zip(scale).for_each(|((y, x), s)| *y = x * s);
+    });
+    y
+}
+
+/// `out[j] += sum_t a[t, j] b[t, j]`.
+fn add_column_dots(out: &mut [f32], a: &[f32], b: &[f32]) {
+    let n = out.len();
+    for (a, b) in a.chunks_exact(n).zip(b.chunks_exact(n)) {
+        out.iter_mut().zip(a).zip(b).for_each(|((o, a), b)| *o += a * b);
+    }
+}

@@ -1,0 +1,106 @@
+//! Reads a decoder from a source.
+
+use super::block::Block;
+use super::config::Config;
+use super::linear::{Linear, Weight};
+use super::model::Model;
+use crate::error::{Error, Result};
+use crate::source::TensorSource;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+struct Reader<'a> {
+    source: &'a dyn TensorSource,
+    index: HashMap<&'a str, usize>,
+}
+
+impl Reader<'_> {
+    fn optional(&self, name: &str, dims: &[usize]) -> Result<Option<Vec<f32>>> {
+        let Some(&i) = self.index.get(name) else { return Ok(None) };
+        let have = &self.source.tensors()[i].dims;
+        let same = have.len() == dims.len() && have.iter().zip(dims).all(|(&a, &b)| a == b as u64);
+        if !same {
+            let what = format!("has shape {have:?}, the architecture wants {dims:?}");
+            return Err(Error::tensor(self.source.path(), name, what));
+        }
+        self.source.read_f32(i).map(Some)
+    }
+
+    fn need(&self, name: &str, dims: &[usize]) -> Result<Vec<f32>> {
+        self.optional(name, dims)?.ok_or_else(|| Error::tensor(self.source.path(), name, "is missing"))
+    }
+
+    fn linear(&self, base: &str, d_out: usize, d_in: usize) -> Result<Linear> {
+        let name = format!("{base}.weight");
+        let weight = Weight::Dense(self.need(&name, &[d_in, d_out])?);
+        Ok(Linear { name, d_out, d_in, weight, bias: self.optional(&format!("{base}.bias"), &[d_out])? })
+    }
+}
+
+/// Reads all weights in f32.
+///
+/// # Errors
+/// [`Error::Unsupported`] if the graph is not one of [`super::SUPPORTED`], [`Error::Tensor`] for a missing or
+/// misshapen tensor.
+pub fn load(source: &dyn TensorSource) -> Result<Model> {
+    let c = Config::from_kv(source.path(), source.kv())?;
+    let index = source.tensors().iter().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect();
+    let r = Reader { source, index };
+    let rows = r.index.get("token_embd.weight").and_then(|&i| source.tensors()[i].dims.get(1).copied());
+    let vocabulary = rows.unwrap_or(0) as usize;
+    let embeddings = Arc::new(r.need("token_embd.weight", &[c.d_model, vocabulary])?);
+    let head = match r.optional("output.weight", &[c.d_model, vocabulary])? {
+        Some(head) => Arc::new(head),
+        None => embeddings.clone(),
+    };
+    let long = c.context > c.original_context;
+    let mut rope_factors = r.optional("rope_freqs.weight", &[c.rope_dims / 2])?;
+    if rope_factors.is_none() && (long || c.arch == "phi3") {
+        rope_factors = r.optional("rope_factors_short.weight", &[c.rope_dims / 2])?;
+    }
+    let blocks = (0..c.blocks).map(|i| block(&r, &c, i)).collect::<Result<_>>()?;
+    let norm = r.need("output_norm.weight", &[c.d_model])?;
+    Ok(Model { config: c, embeddings, head, norm, blocks, rope_factors })
+}
+
+fn block(r: &Reader, c: &Config, i: usize) -> Result<Block> {
+    let at = |name: &str| format!("blk.{i}.{name}");
+    let d = c.d_model;
+    let (q, k, v) = (c.heads * c.d_key, c.heads_kv * c.d_key, c.heads_kv * c.d_value);
+    let joined = r.index.contains_key(at("attn_qkv.weight").as_str());
+    let attention = if joined {
+        vec![r.linear(&at("attn_qkv"), q + k + v, d)?]
+    } else {
+        vec![
+            r.linear(&at("attn_q"), q, d)?,
+            r.linear(&at("attn_k"), k, d)?,
+            r.linear(&at("attn_v"), v, d)?,
+        ]
+    };
+    // phi3 stores gate and up in one tensor called up.
+    let feed = if r.index.contains_key(at("ffn_gate.weight").as_str()) {
+        vec![r.linear(&at("ffn_gate"), c.d_ff, d)?, r.linear(&at("ffn_up"), c.d_ff, d)?]
+    } else {
+        vec![r.linear(&at("ffn_up"), 2 * c.d_ff, d)?]
+    };
+    let post = |name: &str| match c.arch.as_str() {
+        "gemma3" => r.need(&at(name), &[d]).map(Some),
+        _ => Ok(None),
+    };
+    let head = |name: &str| match c.arch.as_str() {
+        "gemma3" | "qwen3" => r.need(&at(name), &[c.d_key]).map(Some),
+        _ => Ok(None),
+    };
+    Ok(Block {
+        linears: [
+            attention,
+            vec![r.linear(&at("attn_output"), d, c.heads * c.d_value)?],
+            feed,
+            vec![r.linear(&at("ffn_down"), d, c.d_ff)?],
+        ],
+        norms: [r.need(&at("attn_norm.weight"), &[d])?, r.need(&at("ffn_norm.weight"), &[d])?],
+        post_norms: [post("post_attention_norm.weight")?, post("post_ffw_norm.weight")?],
+        head_norms: [head("attn_q_norm.weight")?, head("attn_k_norm.weight")?],
+        window: c.windows[i],
+    })
+}

@@ -1,0 +1,28 @@
+//! The forward and backward pass of decoder-only language models, in f32 on the CPU.
+//!
+//! One description ([`Config`]) covers the families; a [`Linear`] is dense or factorized, so the same code runs the
+//! source model, the compressed one and everything between. Activations are row-major `tokens x width`; a batch
+//! is `sequences` windows of equal length, one after the other.
+//!
+//! The backward pass is written by hand: a block has ten kinds of operations, frozen weights cost nothing, and the
+//! gradients are pinned by finite differences. Products are cut into blocks of fixed size, so that results do not
+//! depend on the number of threads.
+
+mod attention;
+mod block;
+mod config;
+mod linear;
+mod load;
+mod model;
+mod norm;
+mod product;
+mod rope;
+
+pub use block::{Block, BlockGrad, BlockTape, Site};
+pub use config::{Activation, Config, RopeStyle, SUPPORTED};
+pub use linear::{Binary, Linear, LinearGrad, LinearTape, Weight};
+pub use load::load;
+pub use model::{Model, ModelGrad, ModelTape};
+
+#[cfg(test)]
+mod tests;

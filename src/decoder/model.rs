@@ -1,0 +1,135 @@
+//! A whole decoder: embeddings, blocks, final norm and head.
+
+use super::block::{Block, BlockGrad, BlockTape};
+use super::config::Config;
+use super::norm;
+use super::product::{times, times_transposed};
+use super::rope::Rotation;
+use std::sync::Arc;
+
+/// A decoder with its weights.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// Graph.
+    pub config: Config,
+    /// Token embeddings, `vocabulary x d_model`.
+    pub embeddings: Arc<Vec<f32>>,
+    /// Head, likewise; the embeddings themselves if they are tied.
+    pub head: Arc<Vec<f32>>,
+    /// Final RMS norm.
+    pub norm: Vec<f32>,
+    /// Blocks in order.
+    pub blocks: Vec<Block>,
+    /// Divisors of the rotation's frequencies, `rope_dims / 2`.
+    pub rope_factors: Option<Vec<f32>>,
+}
+
+/// Gradients of a model.
+#[derive(Clone, Debug)]
+pub struct ModelGrad {
+    /// One for each block.
+    pub blocks: Vec<BlockGrad>,
+    /// Of the final norm.
+    pub norm: Vec<f32>,
+}
+
+/// Tape of a forward pass.
+#[derive(Debug)]
+pub struct ModelTape {
+    /// One for each block.
+    pub blocks: Vec<BlockTape>,
+    /// Residual stream after the last block.
+    pub x: Vec<f32>,
+}
+
+impl Model {
+    /// Tokens of the vocabulary.
+    pub fn vocabulary(&self) -> usize {
+        self.embeddings.len() / self.config.d_model
+    }
+
+    /// Embedded tokens, `tokens x d_model`.
+    pub fn embed(&self, tokens: &[u32]) -> Vec<f32> {
+        let (d, scale) = (self.config.d_model, self.config.embedding_scale);
+        let row = |&t: &u32| &self.embeddings[t as usize * d..(t as usize + 1) * d];
+        tokens.iter().flat_map(row).map(|x| x * scale).collect()
+    }
+
+    /// Rotations for windows of `length` tokens: of full-attention blocks and of sliding-window ones.
+    pub fn rotations(&self, length: usize) -> [Rotation; 2] {
+        let c = &self.config;
+        [0, 1].map(|i| {
+            let factors = self.rope_factors.as_deref();
+            let (base, scale) = (c.rope_base[i], c.rope_scale[i]);
+            Rotation::new(length, c.rope_dims, base, scale, c.rope_magnitude, factors, c.rope_style)
+        })
+    }
+
+    /// The rotation of block `i` among [`rotations`](Self::rotations).
+    pub fn rotation<'a>(&self, rotations: &'a [Rotation; 2], i: usize) -> &'a Rotation {
+        &rotations[usize::from(self.blocks[i].window.is_some())]
+    }
+
+    /// Residual stream after all blocks; tapes are dropped at once.
+    pub fn stream(&self, tokens: &[u32], length: usize) -> Vec<f32> {
+        let rotations = self.rotations(length);
+        let mut x = self.embed(tokens);
+        for (i, b) in self.blocks.iter().enumerate() {
+            x = b.forward(&self.config, self.rotation(&rotations, i), x, length).0;
+        }
+        x
+    }
+
+    /// Forward pass that keeps what [`backward`](Self::backward) needs.
+    pub fn forward(&self, tokens: &[u32], length: usize) -> ModelTape {
+        let rotations = self.rotations(length);
+        let mut x = self.embed(tokens);
+        let mut blocks = Vec::with_capacity(self.blocks.len());
+        for (i, b) in self.blocks.iter().enumerate() {
+            let (y, tape) = b.forward(&self.config, self.rotation(&rotations, i), x, length);
+            blocks.push(tape);
+            x = y;
+        }
+        ModelTape { blocks, x }
+    }
+
+    /// Normalised rows of the residual stream, what the head reads.
+    pub fn normed(&self, x: &[f32]) -> Vec<f32> {
+        norm::forward(x, &self.norm, self.config.eps)
+    }
+
+    /// Logits of normalised rows, `rows x vocabulary`.
+    pub fn logits(&self, normed: &[f32]) -> Vec<f32> {
+        let (d, v) = (self.config.d_model, self.head.len() / self.config.d_model);
+        let mut out = vec![0f32; normed.len() / d * v];
+        times_transposed(&mut out, normed, &self.head, v, d, false);
+        out
+    }
+
+    /// Gradient of the residual rows `x` from that of their logits.
+    pub fn head_backward(&self, x: &[f32], d_logits: &[f32], d_norm: &mut [f32]) -> Vec<f32> {
+        let (d, v) = (self.config.d_model, self.head.len() / self.config.d_model);
+        let mut d_normed = vec![0f32; x.len()];
+        times(&mut d_normed, d_logits, &self.head, d, v, false);
+        norm::backward(x, &self.norm, self.config.eps, &d_normed, d_norm)
+    }
+
+    /// Zero gradients, see [`Block::zero_grad`].
+    pub fn zero_grad(&self, dense: bool) -> ModelGrad {
+        ModelGrad {
+            blocks: self.blocks.iter().map(|b| b.zero_grad(dense)).collect(),
+            norm: vec![0.0; self.norm.len()],
+        }
+    }
+
+    /// Runs the blocks backward from `dx`, the gradient of the residual stream; returns that of the embeddings.
+    pub fn backward(&self, tape: &ModelTape, dx: Vec<f32>, length: usize, grad: &mut ModelGrad) -> Vec<f32> {
+        let rotations = self.rotations(length);
+        let mut dx = dx;
+        for (i, b) in self.blocks.iter().enumerate().rev() {
+            let rotation = self.rotation(&rotations, i);
+            dx = b.backward(&self.config, rotation, &tape.blocks[i], dx, length, &mut grad.blocks[i]);
+        }
+        dx
+    }
+}
