@@ -64,6 +64,8 @@ pub struct Config {
     pub activation: Activation,
     /// Factor of the embeddings.
     pub embedding_scale: f32,
+    /// `c tanh(logits / c)`.
+    pub logit_softcap: Option<f32>,
     /// Context the model was trained for.
     pub context: usize,
     /// Context before its extension by rope factors.
@@ -154,11 +156,6 @@ impl Config {
             "none" | "longrope" => 1.0,
             _ => return Err(k.fault("rope.scaling.type", "is not none, linear or longrope")),
         };
-        for key in ["attn_logit_softcapping", "final_logit_softcapping"] {
-            if k.real(key).is_some_and(|x| x != 0.0) {
-                return Err(k.fault(key, "is not 0"));
-            }
-        }
         let gemma = arch == "gemma3";
         let base = k.real("rope.freq_base").unwrap_or(10000.0);
         let context = k.count("context_length")?.unwrap_or(usize::MAX);
@@ -186,6 +183,8 @@ impl Config {
             },
             activation: if gemma { Activation::Gelu } else { Activation::Silu },
             embedding_scale: if gemma { (d_model as f32).sqrt() } else { 1.0 },
+            // llama.cpp's graphs of the other families ignore the key, and all of them that of attention.
+            logit_softcap: k.real("final_logit_softcapping").filter(|&x| gemma && x != 0.0).map(|x| x as f32),
             context,
             original_context: k.count("rope.scaling.original_context_length")?.unwrap_or(context),
         })
@@ -203,6 +202,8 @@ fn windows(k: &Keys, gemma: bool, blocks: usize) -> Result<Vec<Option<usize>>> {
     let window = k.count("attention.sliding_window")?.filter(|&w| gemma && w > 0);
     let local: Vec<bool> = match k.get("attention.sliding_window_pattern") {
         Some(Value::Array(Array::Bool(pattern))) => (0..blocks).map(|i| pattern.get(i) == Some(&true)).collect(),
+        Some(Value::Array(Array::U32(pattern))) => (0..blocks).map(|i| pattern.get(i).is_some_and(|&x| x != 0)).collect(),
+        Some(Value::Array(Array::I32(pattern))) => (0..blocks).map(|i| pattern.get(i).is_some_and(|&x| x != 0)).collect(),
         other => {
             let n = other.and_then(Value::as_u64).unwrap_or(6) as usize;
             (0..blocks).map(|i| n == 0 || i % n < n - 1).collect()

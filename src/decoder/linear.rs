@@ -1,4 +1,4 @@
-//! A linear layer `y = x W^T + b`, dense or factorized.
+//! A linear layer `y = scale x W^T + b`, dense or factorized.
 
 use super::product::{times, times_transposed, transposed_times};
 use crate::format::FactorPath;
@@ -35,7 +35,7 @@ pub enum Weight {
     Binary(Vec<Binary>),
 }
 
-/// A linear layer.
+/// A linear layer `y = scale x W^T + b`.
 #[derive(Clone, Debug)]
 pub struct Linear {
     /// Name of the weight in the GGUF.
@@ -46,6 +46,8 @@ pub struct Linear {
     pub d_in: usize,
     /// The weight.
     pub weight: Weight,
+    /// Factor of the product, 1 for nearly all models (`*.scale` of the GGUF).
+    pub scale: f32,
     /// Added to every output row.
     pub bias: Option<Vec<f32>>,
 }
@@ -86,6 +88,9 @@ impl Linear {
                 }
             }
         }
+        if self.scale != 1.0 {
+            y.iter_mut().for_each(|y| *y *= self.scale);
+        }
         if let Some(b) = &self.bias {
             y.par_chunks_mut(self.d_out).for_each(|y| y.iter_mut().zip(b).for_each(|(y, b)| *y += b));
         }
@@ -101,6 +106,13 @@ impl Linear {
         dx: &mut [f32],
         grad: Option<&mut LinearGrad>,
     ) {
+        let scaled: Vec<f32>;
+        let dy = if self.scale == 1.0 {
+            dy
+        } else {
+            scaled = dy.iter().map(|d| d * self.scale).collect();
+            &scaled
+        };
         match (&self.weight, grad) {
             (Weight::Dense(w), grad) => {
                 times(dx, dy, w, self.d_in, self.d_out, true);

@@ -30,10 +30,25 @@ impl Reader<'_> {
         self.optional(name, dims)?.ok_or_else(|| Error::tensor(self.source.path(), name, "is missing"))
     }
 
+    /// A layer of the attention part.
     fn linear(&self, base: &str, d_out: usize, d_in: usize) -> Result<Linear> {
         let name = format!("{base}.weight");
         let weight = Weight::Dense(self.need(&name, &[d_in, d_out])?);
-        Ok(Linear { name, d_out, d_in, weight, bias: self.optional(&format!("{base}.bias"), &[d_out])? })
+        let scale = self.optional(&format!("{base}.scale"), &[1])?.map_or(1.0, |s| s[0]);
+        let bias = self.optional(&format!("{base}.bias"), &[d_out])?;
+        Ok(Linear { name, d_out, d_in, weight, scale, bias })
+    }
+
+    /// A layer of the feed-forward part, as llama.cpp's graphs have it: biases in llama only, and scaled with the
+    /// product; scales in llama and qwen3.
+    fn feed(&self, c: &Config, base: &str, d_out: usize, d_in: usize) -> Result<Linear> {
+        let mut l = self.linear(base, d_out, d_in)?;
+        if !["llama", "qwen3"].contains(&c.arch.as_str()) {
+            l.scale = 1.0;
+        }
+        l.bias = l.bias.filter(|_| c.arch == "llama");
+        l.bias.iter_mut().flatten().for_each(|b| *b *= l.scale);
+        Ok(l)
     }
 }
 
@@ -60,7 +75,11 @@ pub fn load(source: &dyn TensorSource) -> Result<Model> {
     }
     let blocks = (0..c.blocks).map(|i| block(&r, &c, i)).collect::<Result<_>>()?;
     let norm = r.need("output_norm.weight", &[c.d_model])?;
-    Ok(Model { config: c, embeddings, head, norm, blocks, rope_factors })
+    let head_bias = match c.arch.as_str() {
+        "qwen2" | "phi3" => r.optional("output.bias", &[vocabulary])?,
+        _ => None,
+    };
+    Ok(Model { config: c, embeddings, head, head_bias, norm, blocks, rope_factors })
 }
 
 fn block(r: &Reader, c: &Config, i: usize) -> Result<Block> {
@@ -69,7 +88,13 @@ fn block(r: &Reader, c: &Config, i: usize) -> Result<Block> {
     let (q, k, v) = (c.heads * c.d_key, c.heads_kv * c.d_key, c.heads_kv * c.d_value);
     let joined = r.index.contains_key(at("attn_qkv.weight").as_str());
     let attention = if joined {
-        vec![r.linear(&at("attn_qkv"), q + k + v, d)?]
+        let mut l = r.linear(&at("attn_qkv"), q + k + v, d)?;
+        if l.bias.is_none() {
+            let part = |name: &str, n| r.optional(&at(name), &[n]);
+            let parts = [part("attn_q.bias", q)?, part("attn_k.bias", k)?, part("attn_v.bias", v)?];
+            l.bias = parts.into_iter().collect::<Option<Vec<_>>>().map(|p| p.concat());
+        }
+        vec![l]
     } else {
         vec![
             r.linear(&at("attn_q"), q, d)?,
@@ -79,9 +104,9 @@ fn block(r: &Reader, c: &Config, i: usize) -> Result<Block> {
     };
     // phi3 stores gate and up in one tensor called up.
     let feed = if r.index.contains_key(at("ffn_gate.weight").as_str()) {
-        vec![r.linear(&at("ffn_gate"), c.d_ff, d)?, r.linear(&at("ffn_up"), c.d_ff, d)?]
+        vec![r.feed(c, &at("ffn_gate"), c.d_ff, d)?, r.feed(c, &at("ffn_up"), c.d_ff, d)?]
     } else {
-        vec![r.linear(&at("ffn_up"), 2 * c.d_ff, d)?]
+        vec![r.feed(c, &at("ffn_up"), 2 * c.d_ff, d)?]
     };
     let post = |name: &str| match c.arch.as_str() {
         "gemma3" => r.need(&at(name), &[d]).map(Some),
@@ -96,7 +121,7 @@ fn block(r: &Reader, c: &Config, i: usize) -> Result<Block> {
             attention,
             vec![r.linear(&at("attn_output"), d, c.heads * c.d_value)?],
             feed,
-            vec![r.linear(&at("ffn_down"), d, c.d_ff)?],
+            vec![r.feed(c, &at("ffn_down"), d, c.d_ff)?],
         ],
         norms: [r.need(&at("attn_norm.weight"), &[d])?, r.need(&at("ffn_norm.weight"), &[d])?],
         post_norms: [post("post_attention_norm.weight")?, post("post_ffw_norm.weight")?],

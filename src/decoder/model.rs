@@ -5,6 +5,7 @@ use super::config::Config;
 use super::norm;
 use super::product::{times, times_transposed};
 use super::rope::Rotation;
+use rayon::prelude::*;
 use std::sync::Arc;
 
 /// A decoder with its weights.
@@ -16,6 +17,8 @@ pub struct Model {
     pub embeddings: Arc<Vec<f32>>,
     /// Head, likewise; the embeddings themselves if they are tied.
     pub head: Arc<Vec<f32>>,
+    /// Added to the logits.
+    pub head_bias: Option<Vec<f32>>,
     /// Final RMS norm.
     pub norm: Vec<f32>,
     /// Blocks in order.
@@ -103,12 +106,21 @@ impl Model {
         let (d, v) = (self.config.d_model, self.head.len() / self.config.d_model);
         let mut out = vec![0f32; normed.len() / d * v];
         times_transposed(&mut out, normed, &self.head, v, d, false);
+        if let Some(b) = &self.head_bias {
+            out.par_chunks_mut(v).for_each(|y| y.iter_mut().zip(b).for_each(|(y, b)| *y += b));
+        }
+        if let Some(cap) = self.config.logit_softcap {
+            out.par_iter_mut().with_min_len(1 << 14).for_each(|x| *x = cap * (*x / cap).tanh());
+        }
         out
     }
 
-    /// Gradient of the residual rows `x` from that of their logits.
-    pub fn head_backward(&self, x: &[f32], d_logits: &[f32], d_norm: &mut [f32]) -> Vec<f32> {
+    /// Gradient of the residual rows `x` from that of their `logits`, which is overwritten.
+    pub fn head_backward(&self, x: &[f32], logits: &[f32], d_logits: &mut [f32], d_norm: &mut [f32]) -> Vec<f32> {
         let (d, v) = (self.config.d_model, self.head.len() / self.config.d_model);
+        if let Some(cap) = self.config.logit_softcap {
+            d_logits.iter_mut().zip(logits).for_each(|(d, y)| *d *= 1.0 - (y / cap) * (y / cap));
+        }
         let mut d_normed = vec![0f32; x.len()];
         times(&mut d_normed, d_logits, &self.head, d, v, false);
         norm::backward(x, &self.norm, self.config.eps, &d_normed, d_norm)

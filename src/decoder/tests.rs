@@ -27,7 +27,7 @@ fn linear(rng: &mut ChaCha8Rng, name: &str, d_out: usize, d_in: usize, paths: us
         };
         Weight::Binary(latent.into_iter().map(path).collect())
     };
-    Linear { name: name.to_owned(), d_out, d_in, weight, bias: Some(vector(rng, d_out, 0.0, 0.1)) }
+    Linear { name: name.to_owned(), d_out, d_in, weight, scale: 0.8, bias: Some(vector(rng, d_out, 0.0, 0.1)) }
 }
 
 /// Two blocks: dense with separate layers and a window; factorized with joined ones. Grouped queries, head norms,
@@ -54,6 +54,7 @@ fn small() -> Model {
         attention_scale: 0.4,
         activation: Activation::Gelu,
         embedding_scale: 1.5,
+        logit_softcap: Some(4.0),
         context: 64,
         original_context: 64,
     };
@@ -82,7 +83,7 @@ fn small() -> Model {
         .collect();
     let embeddings = Arc::new(vector(rng, 11 * 12, 0.0, 1.0));
     let norm = vector(rng, 12, 1.0, 0.3);
-    Model { config, head: embeddings.clone(), embeddings, norm, blocks, rope_factors: Some(vec![1.0, 1.5]) }
+    Model { config, head: embeddings.clone(), embeddings, head_bias: None, norm, blocks, rope_factors: Some(vec![1.0, 1.5]) }
 }
 
 const TOKENS: [u32; 2 * LENGTH] = [1, 5, 3, 3, 9, 10, 0, 2, 7, 7, 4, 8, 1, 6];
@@ -100,8 +101,9 @@ fn loss(m: &Model) -> f64 {
 fn gradient(m: &Model) -> ModelGrad {
     let tape = m.forward(&TOKENS, LENGTH);
     let mut grad = m.zero_grad(true);
-    let d_logits = direction(TOKENS.len() * m.vocabulary());
-    let dx = m.head_backward(&tape.x, &d_logits, &mut grad.norm);
+    let logits = m.logits(&m.normed(&tape.x));
+    let mut d_logits = direction(logits.len());
+    let dx = m.head_backward(&tape.x, &logits, &mut d_logits, &mut grad.norm);
     m.backward(&tape, dx, LENGTH, &mut grad);
     grad
 }
