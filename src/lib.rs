@@ -21,6 +21,9 @@
 //! | `decoder` | forward and backward pass of decoder-only models | `convert` |
 //! | `plan` | exact bit account, ranks from a bit budget | `convert` |
 //! | `factorize` | SVID, ITQ, LB-ADMM, errors | `convert` |
+//! | `tokenize` | llama.cpp's tokens from the keys of a GGUF | `convert` |
+//! | `tune` | distillation into scales and norms | `convert` |
+//! | `verify` | perplexity and KL divergence against the source | `convert` |
 //! | `job` | atomic output and limits of a run | `convert` |
 //! | `cli` | flags, progress and reports of `littlebit-convert` | `cli` |
 
@@ -49,5 +52,11 @@ pub mod job;
 pub mod plan;
 #[cfg(feature = "convert")]
 pub mod source;
+#[cfg(feature = "convert")]
+pub mod tokenize;
+#[cfg(feature = "convert")]
+pub mod tune;
+#[cfg(feature = "convert")]
+pub mod verify;
 
 pub use error::{Error, Result};

@@ -1,0 +1,60 @@
+//! Adam on relative changes: parameter i is `base_i (1 + a_i)`, so one rate fits scales of every size.
+
+/// Decay of the mean gradient.
+const MEAN: f32 = 0.9;
+/// Decay of the mean squared gradient; short, for runs of some hundred steps.
+const SQUARE: f32 = 0.95;
+const EPS: f32 = 1e-10;
+
+/// State of one vector of parameters.
+#[derive(Clone, Debug)]
+pub struct Relative {
+    base: Vec<f32>,
+    change: Vec<f32>,
+    mean: Vec<f32>,
+    square: Vec<f32>,
+}
+
+impl Relative {
+    /// Starts at `base` with no change.
+    pub fn new(base: &[f32]) -> Self {
+        let zeros = vec![0.0; base.len()];
+        Self { base: base.to_vec(), change: zeros.clone(), mean: zeros.clone(), square: zeros }
+    }
+
+    /// Sum of squares of the gradient with respect to the changes, for clipping.
+    pub fn gradient_square(&self, gradient: &[f32]) -> f64 {
+        self.base.iter().zip(gradient).map(|(b, g)| f64::from(b * g).powi(2)).sum()
+    }
+
+    /// Step `t` (from 1) with the gradient of the parameters times `factor`; writes the new parameters.
+    pub fn step(&mut self, t: i32, rate: f32, factor: f32, gradient: &[f32], parameters: &mut [f32]) {
+        let (m_bias, s_bias) = (1.0 - MEAN.powi(t), 1.0 - SQUARE.powi(t));
+        for i in 0..self.base.len() {
+            let g = gradient[i] * self.base[i] * factor;
+            self.mean[i] = MEAN * self.mean[i] + (1.0 - MEAN) * g;
+            self.square[i] = SQUARE * self.square[i] + (1.0 - SQUARE) * g * g;
+            self.change[i] -= rate * (self.mean[i] / m_bias) / ((self.square[i] / s_bias).sqrt() + EPS);
+            parameters[i] = self.base[i] * (1.0 + self.change[i]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_the_minimum_of_a_quadratic() {
+        let target = [1.3f32, -0.02, 150.0];
+        let mut p = [1.0f32, -0.03, 100.0];
+        let mut adam = Relative::new(&p);
+        for t in 1..=400 {
+            let g: Vec<f32> = p.iter().zip(&target).map(|(p, t)| (p - t) / (t * t)).collect();
+            adam.step(t, 0.02 * (1.0 - t as f32 / 401.0), 1.0, &g, &mut p);
+        }
+        for (p, t) in p.iter().zip(&target) {
+            assert!((p / t - 1.0).abs() < 1e-2, "{p} against {t}");
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! The trained vectors of a model beside their gradients, in one fixed order.
+
+use crate::decoder::{LinearGrad, Model, ModelGrad, Weight};
+
+/// What a vector is; norms learn at a lower rate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// h, l or g.
+    Scale,
+    /// Weights of an RMS norm.
+    Norm,
+}
+
+/// Calls `f` with every trained vector and its gradient.
+pub fn visit(model: &mut Model, grad: &ModelGrad, mut f: impl FnMut(Kind, &mut [f32], &[f32])) {
+    for (block, grad) in model.blocks.iter_mut().zip(&grad.blocks) {
+        for (linears, grads) in block.linears.iter_mut().zip(&grad.linears) {
+            for (linear, grad) in linears.iter_mut().zip(grads) {
+                if let (Weight::Binary(paths), Some(LinearGrad::Scales(grads))) = (&mut linear.weight, grad) {
+                    for (p, g) in paths.iter_mut().zip(grads) {
+                        f(Kind::Scale, &mut p.h, &g[0]);
+                        f(Kind::Scale, &mut p.l, &g[1]);
+                        f(Kind::Scale, &mut p.g, &g[2]);
+                    }
+                }
+            }
+        }
+        for (norm, grad) in block.norm_list().into_iter().zip(&grad.norms) {
+            f(Kind::Norm, norm, grad);
+        }
+    }
+    f(Kind::Norm, &mut model.norm, &grad.norm);
+}

@@ -1,0 +1,141 @@
+//! Perplexity and KL divergence by llama-perplexity's protocol.
+//!
+//! The text is cut into windows of equal length, each is run alone, and the predictions of its second half are scored,
+//! so that every scored token has at least half a window of context.
+
+use crate::decoder::Model;
+use rayon::prelude::*;
+
+/// Positions whose logits are computed at once.
+const POSITIONS: usize = 64;
+
+/// A mean and its standard error.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
+pub struct Estimate {
+    /// Estimate.
+    pub value: f64,
+    /// Its standard error.
+    pub error: f64,
+}
+
+/// Results on one text.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct Comparison {
+    /// Scored tokens.
+    pub tokens: usize,
+    /// Perplexity of the source.
+    pub source_perplexity: Estimate,
+    /// Perplexity of the compressed model.
+    pub perplexity: Estimate,
+    /// Mean KL divergence from the source, nats.
+    pub kld: Estimate,
+    /// Median of the divergence.
+    pub kld_median: f64,
+    /// Its 99.9 % quantile.
+    pub kld_999: f64,
+    /// Share of positions where both models hold the same token most likely.
+    pub same_top: Estimate,
+}
+
+/// Scores `model` against `source` on `windows`.
+pub fn compare(
+    source: &Model,
+    model: &Model,
+    windows: &[Vec<u32>],
+    mut progress: impl FnMut(usize),
+) -> Comparison {
+    let d = source.config.d_model;
+    let v = source.vocabulary();
+    let mut scored: Vec<[f64; 4]> = Vec::new();
+    for (i, window) in windows.iter().enumerate() {
+        let length = window.len();
+        let normed = [source, model].map(|m| m.normed(&m.stream(window, length)));
+        let positions: Vec<usize> = (length / 2..length - 1).collect();
+        for part in positions.chunks(POSITIONS) {
+            let rows = part[0] * d..(part[part.len() - 1] + 1) * d;
+            let p = source.logits(&normed[0][rows.clone()]);
+            let q = model.logits(&normed[1][rows]);
+            let next = &window[part[0] + 1..];
+            let part: Vec<[f64; 4]> = p
+                .par_chunks(v)
+                .zip(q.par_chunks(v))
+                .enumerate()
+                .map(|(j, (p, q))| score(p, q, next[j] as usize))
+                .collect();
+            scored.extend(part);
+        }
+        progress(i + 1);
+    }
+    summary(&scored)
+}
+
+/// Negative log likelihoods of `next` under both, divergence, whether the tops agree.
+fn score(p: &[f32], q: &[f32], next: usize) -> [f64; 4] {
+    let normaliser = |x: &[f32]| {
+        let max = x.iter().fold(f32::NEG_INFINITY, |m, &x| m.max(x));
+        f64::from(max) + x.iter().map(|x| f64::from((x - max).exp())).sum::<f64>().ln()
+    };
+    let (zp, zq) = (normaliser(p), normaliser(q));
+    let kld = p.iter().zip(q).map(|(p, q)| {
+        let (lp, lq) = (f64::from(*p) - zp, f64::from(*q) - zq);
+        lp.exp() * (lp - lq)
+    });
+    let top = |x: &[f32]| x.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(i, _)| i);
+    let kld: f64 = kld.sum();
+    [zp - f64::from(p[next]), zq - f64::from(q[next]), kld.max(0.0), f64::from(u8::from(top(p) == top(q)))]
+}
+
+fn summary(scored: &[[f64; 4]]) -> Comparison {
+    if scored.is_empty() {
+        return Comparison::default();
+    }
+    let estimate = |k: usize| {
+        let n = scored.len() as f64;
+        let mean = scored.iter().map(|s| s[k]).sum::<f64>() / n;
+        let variance = scored.iter().map(|s| (s[k] - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
+        Estimate { value: mean, error: (variance / n).sqrt() }
+    };
+    // The error of exp(m) is exp(m) times that of m.
+    let perplexity = |e: Estimate| Estimate { value: e.value.exp(), error: e.value.exp() * e.error };
+    let mut klds: Vec<f64> = scored.iter().map(|s| s[2]).collect();
+    klds.sort_by(f64::total_cmp);
+    let quantile = |q: f64| {
+        let at = q * (klds.len() - 1) as f64;
+        let (low, high) = (klds[at.floor() as usize], klds[at.ceil() as usize]);
+        low + (high - low) * at.fract()
+    };
+    Comparison {
+        tokens: scored.len(),
+        source_perplexity: perplexity(estimate(0)),
+        perplexity: perplexity(estimate(1)),
+        kld: estimate(2),
+        kld_median: quantile(0.5),
+        kld_999: quantile(0.999),
+        same_top: estimate(3),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scores_of_a_known_pair() {
+        // p = (1/2, 1/4, 1/4), q uniform: divergence ln 3 - 1.5 ln 2.
+        let p = [2f32.ln(), 0.0, 0.0];
+        let s = score(&p, &[5.0; 3], 1);
+        assert!((s[0] - 4f64.ln()).abs() < 1e-6 && (s[1] - 3f64.ln()).abs() < 1e-6);
+        assert!((s[2] - (3f64.ln() - 1.5 * 2f64.ln())).abs() < 1e-6, "{}", s[2]);
+        assert_eq!(score(&p, &p, 0)[2..], [0.0, 1.0]);
+    }
+
+    #[test]
+    fn means_errors_and_quantiles() {
+        let scored: Vec<[f64; 4]> = (0..5).map(|i| [0.0, 1.0, f64::from(i), f64::from(i % 2)]).collect();
+        let c = summary(&scored);
+        assert_eq!((c.tokens, c.kld_median), (5, 2.0));
+        assert!((c.perplexity.value - 1f64.exp()).abs() < 1e-12 && c.perplexity.error == 0.0);
+        assert!((c.kld.value - 2.0).abs() < 1e-12 && (c.kld.error - (2.5f64 / 5.0).sqrt()).abs() < 1e-12);
+        assert!((c.kld_999 - 3.996).abs() < 1e-9 && (c.same_top.value - 0.4).abs() < 1e-12);
+    }
+}
