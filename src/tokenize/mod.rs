@@ -16,6 +16,19 @@ const USER_DEFINED: i32 = 4;
 /// Of byte tokens `<0xNN>`.
 const BYTE: i32 = 6;
 
+/// Spellings of tokens that end a text or a turn.
+const ENDS: [&str; 9] = [
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|eom_id|>",
+    "<EOT>",
+];
+
 enum Kind {
     Bpe(bpe::Bpe),
     SentencePiece(sentence_piece::SentencePiece),
@@ -30,6 +43,8 @@ pub struct Tokenizer {
     user_defined: Vec<(String, u32)>,
     add_bos: Option<u32>,
     add_space: bool,
+    /// White space after user-defined tokens belongs to them (phi-3).
+    strip_after: bool,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -106,16 +121,25 @@ impl Tokenizer {
         };
         let bos = get("bos_token_id").and_then(Value::as_u64).map(|b| b as u32);
         let add_bos = bos.filter(|&b| flag("add_bos_token").unwrap_or(bos_default) && (b as usize) < vocabulary.len());
+        // llama.cpp takes tokens that end a text for control tokens, whatever their type says.
+        let ends = |i: usize, t: &[u8]| {
+            let named = ["eos_token_id", "eot_token_id", "eom_token_id"];
+            ENDS.iter().any(|e| e.as_bytes() == t)
+                || named.iter().any(|k| get(k).and_then(Value::as_u64) == Some(i as u64))
+        };
         let mut user_defined: Vec<(String, u32)> = vocabulary
             .iter()
             .zip(&types)
             .enumerate()
-            .filter(|(_, (t, k))| **k == USER_DEFINED && !t.is_empty())
+            .filter(|(i, (t, k))| **k == USER_DEFINED && !t.is_empty() && !ends(*i, t))
             .filter_map(|(i, (t, _))| String::from_utf8(t.clone()).ok().map(|t| (t, i as u32)))
             .collect();
         user_defined.sort_by_key(|(t, _)| std::cmp::Reverse(t.len()));
         let add_space = flag("add_space_prefix").unwrap_or(add_space);
-        Ok(Self { vocabulary, types, kind, user_defined, add_bos, add_space })
+        let name = kv.iter().find(|(k, _)| k == "general.name").and_then(|(_, v)| v.as_str()).unwrap_or("");
+        let name = name.to_lowercase();
+        let strip_after = name.contains("phi-3") || name.contains("phi3");
+        Ok(Self { strip_after, vocabulary, types, kind, user_defined, add_bos, add_space })
     }
 
     /// Tokens of `text`, without the one for its beginning. Control tokens spelt out in the text are text.
@@ -144,6 +168,9 @@ impl Tokenizer {
                 out.push(*id);
                 first = false;
             }
+            // llama.cpp exempts these three by name.
+            let strip = self.strip_after && n > 0 && !["<unk>", "<s>", "<|endoftext|>"].contains(&token.as_str());
+            let part = if strip { part.trim_start_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']) } else { part };
             self.fragments(part, &defined[i + 1..], first, out);
             first &= part.is_empty();
         }
