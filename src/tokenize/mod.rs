@@ -17,7 +17,8 @@ const USER_DEFINED: i32 = 4;
 const BYTE: i32 = 6;
 
 /// Spellings of tokens that end a text or a turn.
-const ENDS: [&str; 9] = [
+const ENDS: [&str; 10] = [
+    "</s>",
     "<|eot_id|>",
     "<|im_end|>",
     "<|end|>",
