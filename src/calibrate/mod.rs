@@ -2,3 +2,5 @@
 
 pub mod imatrix;
 mod legacy;
+pub mod moments;
+pub mod text;

@@ -5,6 +5,7 @@ use crate::factorize::{Method, Rotate};
 use crate::format::file::is_littlebit;
 use crate::gguf::{GgmlType, Gguf};
 use crate::job::Options;
+use crate::job::tuned::{Calibration, Effort};
 use crate::plan::Target;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::path::{Path, PathBuf};
@@ -85,6 +86,18 @@ pub struct ConvertArgs {
     /// Importance matrix of llama-imatrix (GGUF or legacy .dat): columns weighted by mean squared activation
     #[arg(long, value_name = "FILE", help_heading = "Method")]
     imatrix: Option<PathBuf>,
+    /// Text to calibrate and tune on; several files are mixed evenly, so give different domains
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with = "imatrix", help_heading = "Method")]
+    calibration: Vec<PathBuf>,
+    /// How much work --calibration does: fast, normal or best
+    #[arg(long, value_name = "NAME", default_value = "normal", value_parser = parse::<Effort>, help_heading = "Method")]
+    effort: Effort,
+    /// Distillation steps instead of the effort's; 0 turns it off
+    #[arg(long, value_name = "N", requires = "calibration", help_heading = "Method")]
+    tune_steps: Option<usize>,
+    /// Text to compare the result with its source on, other than the calibration text: perplexity, divergence
+    #[arg(long, value_name = "FILE", num_args = 1.., requires = "calibration", help_heading = "Output")]
+    eval: Vec<PathBuf>,
     /// Seed of the random starts; the same seed gives the same bytes for any number of threads
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Method")]
     seed: u64,
@@ -184,6 +197,12 @@ impl ConvertArgs {
             seed: self.seed,
             threads,
             imatrix: self.imatrix.clone(),
+            calibration: (!self.calibration.is_empty()).then(|| Calibration {
+                files: self.calibration.clone(),
+                effort: self.effort,
+                steps: self.tune_steps,
+                evaluation: self.eval.clone(),
+            }),
             token_embedding_type: self.token_embedding_type,
             output_tensor_type: self.output_tensor_type,
             lossy: self.lossy,

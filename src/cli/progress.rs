@@ -14,6 +14,8 @@ pub struct Progress {
     started: Instant,
     total_weights: u64,
     done_weights: u64,
+    /// Stage, when its first event came, and how far it was then.
+    stage: Option<(&'static str, Instant, usize)>,
 }
 
 impl Progress {
@@ -28,6 +30,7 @@ impl Progress {
             started: Instant::now(),
             total_weights: 0,
             done_weights: 0,
+            stage: None,
         }
     }
 
@@ -74,6 +77,30 @@ impl Progress {
             Event::Warning(text) => {
                 self.json_event(&serde_json::json!({ "event": "warning", "text": text }));
                 self.line(&format!("warning: {text}"));
+            }
+            Event::Stage { name, done, total, value } => {
+                self.json_event(&serde_json::json!({
+                    "event": "stage", "stage": name, "done": done, "total": total, "value": value
+                }));
+                if self.stage.as_ref().is_none_or(|s| s.0 != name) {
+                    self.stage = Some((name, Instant::now(), done));
+                }
+                let every = (total / 50).max(1);
+                if done % every == 0 || done == total {
+                    let eta = match &self.stage {
+                        Some((_, since, first)) if done > *first => {
+                            let each = since.elapsed().as_secs_f64() / (done - first) as f64;
+                            format!("  ETA {:.0} s", each * (total - done) as f64)
+                        }
+                        _ => String::new(),
+                    };
+                    let value = match (name, value) {
+                        ("factorize", Some(v)) => format!("  drift {v:.3}"),
+                        (_, Some(v)) => format!("  KLD {v:.4}"),
+                        (_, None) => String::new(),
+                    };
+                    self.line(&format!("{name} {done}/{total}{value}{eta}"));
+                }
             }
             Event::Matrix { index, count, report } => {
                 self.done_weights += (report.d_out * report.d_in * report.experts) as u64;

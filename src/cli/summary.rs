@@ -33,7 +33,7 @@ fn verdict(report: &Report) -> String {
 /// Prints the end table, or the whole report as one JSON line.
 pub fn print(report: &Report, json: bool) -> Result<()> {
     if json {
-        let mut line = serde_json::json!({ "event": "done", "warning": verdict(report) });
+        let mut line = serde_json::json!({ "event": "done", "warning": report.calibration.is_empty().then(|| verdict(report)) });
         line["report"] = serde_json::to_value(report).expect("a report is plain data");
         line["peak_rss_bytes"] = serde_json::json!(peak_rss());
         return print_line(&line.to_string());
@@ -79,7 +79,28 @@ pub fn print(report: &Report, json: bool) -> Result<()> {
         report.seconds,
         size(peak_rss())
     ))?;
-    print_line(&verdict(report))
+    for e in &report.evaluations {
+        let c = &e.comparison;
+        print_line(&format!(
+            "{}: perplexity {:.3} +- {:.3} (source {:.3} +- {:.3}), KLD mean {:.4} +- {:.4} median {:.4} 99.9 % {:.3}, same top {:.2} +- {:.2} %, {} tokens",
+            e.text.display(),
+            c.perplexity.value,
+            c.perplexity.error,
+            c.source_perplexity.value,
+            c.source_perplexity.error,
+            c.kld.value,
+            c.kld.error,
+            c.kld_median,
+            c.kld_999,
+            100.0 * c.same_top.value,
+            100.0 * c.same_top.error,
+            c.tokens
+        ))?;
+    }
+    match report.calibration.is_empty() {
+        true => print_line(&verdict(report)),
+        false => Ok(()),
+    }
 }
 
 /// Prints a plan: what a run would do.

@@ -66,6 +66,11 @@ pub struct BlockTape {
 }
 
 impl BlockTape {
+    /// Inputs of the linear layers by site; the rest is dropped.
+    pub fn into_inputs(self) -> [Vec<f32>; 4] {
+        self.inputs
+    }
+
     /// Input of the linear layers at `site`, `tokens x d_in`.
     pub fn input(&self, site: Site) -> &[f32] {
         &self.inputs[site as usize]

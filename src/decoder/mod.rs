@@ -15,7 +15,7 @@ mod linear;
 mod load;
 mod model;
 mod norm;
-mod product;
+pub(crate) mod product;
 mod rope;
 
 pub use block::{Block, BlockGrad, BlockTape, Site};

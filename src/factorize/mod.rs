@@ -164,6 +164,21 @@ fn one_path(job: &Job, w: &[f32], index: usize, weighting: &Weighting) -> Result
     export::to_f16(job.name, path)
 }
 
+/// `path` with other scales, as the file stores them.
+///
+/// # Errors
+/// [`Error::Numeric`] if f16 cannot hold them.
+pub fn with_scales(name: &str, path: &FactorPath, h: &[f32], l: &[f32], g: &[f32]) -> Result<FactorPath> {
+    let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect();
+    let real = export::RealPath { u: path.u.clone(), vt: path.vt.clone(), h: wide(h), l: wide(l), g: wide(g) };
+    export::to_f16(name, real)
+}
+
+/// `||W - W'|| / ||W||` of stored factors, plain and with column j weighted by `sqrt(importance_j)`.
+pub fn relative_error(w: &[f32], paths: &[FactorPath], importance: Option<&[f32]>) -> (f64, f64) {
+    error::relative(w, paths, importance)
+}
+
 fn check(job: &Job) -> Result<()> {
     check_paths(job.paths)?;
     check_rank(job.rank)?;

@@ -9,6 +9,7 @@ use crate::format::{Factors, LittleBitFile, lossy};
 use crate::gguf::{GgmlType, Writer, encode};
 use crate::job::header::{Action, Summary, TOOL, base, describe, littlebit_kv, method_text};
 use crate::job::report::{Event, KeptReport, MatrixReport, Report};
+use crate::job::tuned::{self, Calibration, Prepared};
 use crate::job::{ordered, output};
 use crate::plan::{self, MatrixSpec, Plan, Target};
 use crate::source::TensorSource;
@@ -34,6 +35,8 @@ pub struct Options {
     pub threads: usize,
     /// Importance matrix of llama-imatrix.
     pub imatrix: Option<PathBuf>,
+    /// Texts for a calibrated and tuned conversion; `None` factorizes every matrix by itself.
+    pub calibration: Option<Calibration>,
     /// Type of the token embeddings, `None` to keep the source's.
     pub token_embedding_type: Option<GgmlType>,
     /// Type of the output head (of tied embeddings too, unless they have a type of their own).
@@ -80,6 +83,20 @@ pub fn convert(
     let plan = plan::plan(&specs, options.target, options.paths, options.method)?;
     progress(Event::Planned(&plan));
 
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(options.threads)
+        .build()
+        .map_err(|e| Error::usage(format!("cannot start {} threads: {e}", options.threads)))?;
+    let prepared = match &options.calibration {
+        None => None,
+        Some(calibration) => {
+            // Events come from the thread that runs the stages; they are handed on as they arrive.
+            let mut sink = |e: Event| progress(e);
+            Some(in_pool(&pool, |on_event| {
+                tuned::prepare(source, &specs, &plan, options, calibration, on_event)
+            }, &mut sink)?)
+        }
+    };
     let sha256 = source.sha256()?;
     let n_params: u64 = source.tensors().iter().map(|t| t.dims.iter().product::<u64>()).sum();
     let (descriptors, factor_bits) = describe(source, &actions, &specs, &plan, options);
@@ -90,6 +107,7 @@ pub fn convert(
         bpw_file: data_bits as f64 / n_params as f64,
         sha256,
         imatrix: imatrix.as_ref(),
+        calibration: prepared.as_ref().map(|p| p.tokens),
     };
     let mut kv = littlebit_kv(source, &descriptors, options, &summary);
     if let Some(ty) = options.lossy {
@@ -99,16 +117,22 @@ pub fn convert(
     let file = output::AtomicFile::create(target, options.force)?;
     let mut writer = Writer::new(file.writer()?, &kv, descriptors.clone(), schema::ALIGNMENT)
         .map_err(|e| at_output(e, target))?;
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(options.threads)
-        .build()
-        .map_err(|e| Error::usage(format!("cannot start {} threads: {e}", options.threads)))?;
     let (mut matrices, mut kept) = (Vec::new(), Vec::new());
     let work = |i: usize| -> Result<Done> {
         match &actions[i] {
-            Action::Keep { ty, .. } => keep(source, i, *ty).map(Done::Kept),
+            Action::Keep { ty, .. } => {
+                let name = &source.tensors()[i].name;
+                match prepared.as_ref().and_then(|p| p.norms.get(name)) {
+                    Some(norm) => {
+                        let mut bytes = Vec::new();
+                        encode(*ty, norm, &mut bytes)?;
+                        Ok(Done::Kept(bytes))
+                    }
+                    None => keep(source, i, *ty).map(Done::Kept),
+                }
+            }
             Action::Factorize(at) => pool.install(|| {
-                factorize_tensor(source, i, &specs[*at], plan.entries[*at].rank, options, &imatrix)
+                factorize_tensor(source, i, &specs[*at], plan.entries[*at].rank, options, &imatrix, prepared.as_ref())
             }),
         }
     };
@@ -157,6 +181,8 @@ pub fn convert(
         seed: options.seed,
         threads: options.threads,
         imatrix: options.imatrix.clone(),
+        calibration: options.calibration.as_ref().map(|c| c.files.clone()).unwrap_or_default(),
+        evaluations: prepared.as_ref().map(|p| p.evaluations.clone()).unwrap_or_default(),
         bpw: summary.bpw,
         bpw_file: summary.bpw_file,
         n_params,
@@ -166,6 +192,31 @@ pub fn convert(
         seconds: started.elapsed().as_secs_f64(),
         matrices,
         kept,
+    })
+}
+
+/// Runs `work` on `pool` while its events are shown by this thread.
+fn in_pool<T: Send>(
+    pool: &rayon::ThreadPool,
+    work: impl FnOnce(&mut dyn FnMut(Event)) -> Result<T> + Send,
+    show: &mut dyn FnMut(Event),
+) -> Result<T> {
+    let (send, receive) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let worker = scope.spawn(move || {
+            pool.install(|| {
+                work(&mut |e: Event| {
+                    if let Event::Stage { name, done, total, value } = e {
+                        // Nobody listens any more only if this thread is unwinding.
+                        let _ = send.send((name, done, total, value));
+                    }
+                })
+            })
+        });
+        for (name, done, total, value) in receive {
+            show(Event::Stage { name, done, total, value });
+        }
+        worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
 
@@ -259,13 +310,20 @@ fn factorize_tensor(
     rank: usize,
     options: &Options,
     imatrix: &Option<Imatrix>,
+    prepared: Option<&Prepared>,
 ) -> Result<Done> {
     let started = Instant::now();
     let w = source.read_f32(i)?;
     let (d_out, d_in) = (spec.d_out, spec.d_in);
     let mut slices = Vec::new();
     let (mut error, mut weighted_error) = (0.0, 0.0);
-    for (e, w) in w.chunks_exact(d_out * d_in).enumerate() {
+    let ready = prepared.and_then(|p| p.factors.get(&spec.name));
+    if let Some(factors) = ready {
+        (error, weighted_error) = crate::factorize::relative_error(&w, &factors.slices, None);
+        slices = factors.slices.clone();
+    }
+    let experts = w.chunks_exact(d_out * d_in).enumerate().filter(|_| ready.is_none());
+    for (e, w) in experts {
         let name = if spec.experts == 1 { spec.name.clone() } else { format!("{}[{e}]", spec.name) };
         let importance = imatrix.as_ref().and_then(|im| im.importance(&spec.name, e, d_in));
         let outcome = factorize(&Job {
@@ -309,7 +367,10 @@ fn factorize_tensor(
         bpw: bits as f64 / weights,
         error,
         weighted_error,
-        seconds: started.elapsed().as_secs_f64(),
+        seconds: prepared
+            .and_then(|p| p.seconds.get(&spec.name))
+            .copied()
+            .unwrap_or_else(|| started.elapsed().as_secs_f64()),
     };
     Ok(Done::Factorized { parts, report })
 }

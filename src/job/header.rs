@@ -1,6 +1,7 @@
 //! What stands before the tensor data of an output: descriptors and metadata.
 
 use super::convert::Options;
+use super::tuned::Calibration;
 use crate::calibrate::imatrix::Imatrix;
 use crate::format::lossy;
 use crate::format::schema::{self, Shape, key};
@@ -66,12 +67,20 @@ pub(super) struct Summary<'a> {
     pub bpw_file: f64,
     pub sha256: String,
     pub imatrix: Option<&'a Imatrix>,
+    /// Tokens of the calibration text.
+    pub calibration: Option<u64>,
 }
 
 pub(super) fn method_text(options: &Options) -> String {
     let mut text = format!("{} paths={}", options.method, options.paths);
     if let Some(r) = options.rotate {
         text += &format!(" rotate={r}");
+    }
+    if let Some(c) = &options.calibration {
+        text += &format!(" effort={}", format!("{:?}", c.effort).to_lowercase());
+        if let Some(steps) = c.steps {
+            text += &format!(" steps={steps}");
+        }
     }
     if let Some(n) = options.iterations {
         text += &format!(" iterations={n}");
@@ -95,8 +104,13 @@ pub(super) fn littlebit_kv(
     }
     schema::set(&mut kv, "general.alignment", Value::U32(schema::ALIGNMENT as u32));
     let text = |s: &str| Value::Str(s.as_bytes().to_vec());
-    let dataset = summary.imatrix.map(|im| im.dataset.clone()).unwrap_or_default();
-    let tokens = summary.imatrix.and_then(|im| im.tokens).unwrap_or(0);
+    let names = |c: &Calibration| {
+        let name = |f: &std::path::PathBuf| f.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        c.files.iter().map(name).collect::<Vec<_>>().join(",")
+    };
+    let dataset = options.calibration.as_ref().map(names);
+    let dataset = dataset.or_else(|| summary.imatrix.map(|im| im.dataset.clone())).unwrap_or_default();
+    let tokens = summary.calibration.or(summary.imatrix.and_then(|im| im.tokens)).unwrap_or(0);
     for (k, v) in [
         (key::VERSION, Value::U32(schema::VERSION)),
         (key::REQUIRES, text(schema::REQUIRES)),

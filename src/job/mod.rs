@@ -9,6 +9,7 @@ mod header;
 pub mod ordered;
 pub mod output;
 pub mod report;
+pub mod tuned;
 
 pub use convert::{Options, convert};
 pub use report::{Event, Report};

@@ -11,6 +11,17 @@ pub enum Event<'a> {
     Planned(&'a Plan),
     /// Something the user should know that is not an error.
     Warning(&'a str),
+    /// A stage of a calibrated conversion went on.
+    Stage {
+        /// Stage.
+        name: &'static str,
+        /// Units done.
+        done: usize,
+        /// Of how many.
+        total: usize,
+        /// Drift of the compressed stream (factorize) or divergence in nats (distil).
+        value: Option<f64>,
+    },
     /// A matrix is factorized and written.
     Matrix {
         /// Position among the plan's matrices, from 0.
@@ -64,6 +75,18 @@ pub struct KeptReport {
     pub reason: String,
 }
 
+/// Comparison with the source on one text.
+#[derive(Clone, Debug, Serialize)]
+pub struct Evaluation {
+    /// The text.
+    pub text: PathBuf,
+    /// Windows of it that were used.
+    pub windows: usize,
+    /// Figures.
+    #[serde(flatten)]
+    pub comparison: crate::verify::Comparison,
+}
+
 /// Result of a conversion.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
@@ -83,6 +106,10 @@ pub struct Report {
     pub threads: usize,
     /// Importance statistics used, if any.
     pub imatrix: Option<PathBuf>,
+    /// Texts of a calibrated conversion.
+    pub calibration: Vec<PathBuf>,
+    /// Comparison with the source on every text that was asked for.
+    pub evaluations: Vec<Evaluation>,
     /// Bits per factorized weight, from the bytes written.
     pub bpw: f64,
     /// Bits of all tensors over all weights.

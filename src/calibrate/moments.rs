@@ -1,0 +1,112 @@
+//! Second moments of the inputs of a linear layer, in the source model and in the compressed one.
+
+use crate::decoder::product::transposed_times;
+use crate::error::{Error, Result};
+use faer::linalg::solvers::Solve;
+use faer::{Mat, Side};
+
+/// `E[xq xq^T]` of the compressed stream and `E[xf xq^T]` across both, row-major `d x d`.
+#[derive(Debug)]
+pub struct Moments {
+    d: usize,
+    tokens: usize,
+    compressed: Vec<f32>,
+    cross: Vec<f32>,
+}
+
+impl Moments {
+    /// Nothing seen yet of inputs of width `d`.
+    pub fn new(d: usize) -> Self {
+        Self { d, tokens: 0, compressed: vec![0.0; d * d], cross: vec![0.0; d * d] }
+    }
+
+    /// Adds rows of both streams. A token counts with weight `min(1, median / norm)` of its source norm, so that a few
+    /// massive tokens do not rule.
+    pub fn add(&mut self, source: &[f32], compressed: &[f32]) {
+        let d = self.d;
+        let norms: Vec<f32> =
+            source.chunks_exact(d).map(|x| x.iter().map(|v| v * v).sum::<f32>().sqrt()).collect();
+        let mut sorted = norms.clone();
+        sorted.sort_by(f32::total_cmp);
+        let median = sorted[sorted.len() / 2];
+        let weigh = |rows: &[f32]| -> Vec<f32> {
+            let weights = norms.iter().map(|n| if *n > median { median / n } else { 1.0 });
+            rows.chunks_exact(d).zip(weights).flat_map(|(x, w)| x.iter().map(move |v| v * w)).collect()
+        };
+        let (f, q) = (weigh(source), weigh(compressed));
+        transposed_times(&mut self.compressed, &q, &q, d, d, true);
+        transposed_times(&mut self.cross, &f, &q, d, d, true);
+        self.tokens += norms.len();
+    }
+
+    /// Mean square of each input of the compressed stream.
+    pub fn importance(&self) -> Vec<f32> {
+        (0..self.d).map(|i| self.compressed[i * self.d + i] / self.tokens.max(1) as f32).collect()
+    }
+
+    /// The asymmetric target `T = W + alpha W (C - H) (H + damp mean(diag H) I)^-1` for a weight `w` (row-major
+    /// `d_out x d`): what W would have to be on the compressed stream to give what it gives on the source's, the
+    /// error feedback of GPTQ put before a factorization.
+    ///
+    /// # Errors
+    /// [`Error::Numeric`] if the moments are not finite.
+    pub fn target(&self, name: &str, w: &[f32], alpha: f64, damp: f64) -> Result<Vec<f32>> {
+        let d = self.d;
+        let n = self.tokens.max(1) as f64;
+        let at = |x: &[f32], i: usize, j: usize| f64::from(x[i * d + j]) / n;
+        let mean = (0..d).map(|i| at(&self.compressed, i, i)).sum::<f64>() / d as f64;
+        if mean == 0.0 {
+            return Ok(w.to_vec());
+        }
+        let rows = w.len() / d;
+        let h = Mat::from_fn(d, d, |i, j| at(&self.compressed, i, j) + if i == j { damp * mean } else { 0.0 });
+        let difference = Mat::from_fn(d, d, |i, j| at(&self.cross, i, j) - at(&self.compressed, i, j));
+        let weight = Mat::from_fn(rows, d, |i, j| f64::from(w[i * d + j]));
+        let moved = &weight * &difference;
+        let failed = || Error::Numeric { matrix: name.to_owned(), what: "its inputs' moments are not finite".into() };
+        let factor = h.llt(Side::Lower).map_err(|_| failed())?;
+        let solved = factor.solve(moved.transpose());
+        let target: Vec<f32> = (0..rows)
+            .flat_map(|i| (0..d).map(move |j| (i, j)))
+            .map(|(i, j)| (weight[(i, j)] + alpha * solved[(j, i)]) as f32)
+            .collect();
+        if target.iter().any(|x| !x.is_finite()) {
+            return Err(failed());
+        }
+        Ok(target)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rows that span the space, and the same through an invertible map.
+    fn streams(d: usize, map: impl Fn(&[f32]) -> Vec<f32>) -> (Vec<f32>, Vec<f32>) {
+        let rows: Vec<Vec<f32>> = (0..40).map(|t| (0..d).map(|i| ((t * 7 + i * i * 3) % 11) as f32 - 5.0).collect()).collect();
+        (rows.concat(), rows.iter().flat_map(|r| map(r)).collect())
+    }
+
+    #[test]
+    fn equal_streams_leave_the_weight() {
+        let (f, q) = streams(4, <[f32]>::to_vec);
+        let mut m = Moments::new(4);
+        m.add(&f, &q);
+        let w: Vec<f32> = (0..12).map(|i| i as f32 * 0.3 - 1.0).collect();
+        let t = m.target("w", &w, 1.0, 0.01).unwrap();
+        assert!(t.iter().zip(&w).all(|(a, b)| (a - b).abs() < 1e-5));
+    }
+
+    #[test]
+    fn a_scaled_stream_is_undone() {
+        let (f, q) = streams(4, |r| r.iter().enumerate().map(|(i, x)| x * (0.5 + i as f32)).collect());
+        let mut m = Moments::new(4);
+        m.add(&f, &q);
+        let w: Vec<f32> = (0..8).map(|i| i as f32 * 0.3 - 1.0).collect();
+        let t = m.target("w", &w, 1.0, 1e-9).unwrap();
+        for (k, (t, w)) in t.iter().zip(&w).enumerate() {
+            let scale = 0.5 + (k % 4) as f32;
+            assert!((t * scale - w).abs() < 1e-3, "{t} {w}");
+        }
+    }
+}
