@@ -72,7 +72,8 @@ fn compare(tool: &str, model: &Path) -> Result<Option<f64>, Box<dyn std::error::
         return Err(String::from_utf8_lossy(&run.stderr).into());
     }
     let bytes = std::fs::read(dump.path())?;
-    let theirs: Vec<f32> = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    let theirs: Vec<f32> =
+        bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
     if theirs.len() != ours.len() {
         return Err(format!("{} logits against {}", theirs.len(), ours.len()).into());
     }

@@ -327,3 +327,57 @@ fn other_tools_of_the_patched_build_work() {
     let all = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
     assert!(all.contains("Final estimate: PPL ="), "{all}");
 }
+
+/// A calibrated conversion: its own figures are those of llama.cpp on the file that it wrote, and it is worth it.
+#[test]
+fn perplexity_of_a_calibrated_model_is_llama_cpps() {
+    let f = files();
+    let docs = var("LITTLEBIT_LLAMA_SOURCE").join("docs");
+    let read = |name: &str| std::fs::read_to_string(docs.join(name)).unwrap();
+    let (calibration, evaluation) = (f.path("calibration.txt"), f.path("evaluation.txt"));
+    let cut = |text: String, n: usize| text.chars().take(n).collect::<String>();
+    std::fs::write(&calibration, cut(read("build.md"), 8000)).unwrap();
+    std::fs::write(&evaluation, cut(read("function-calling.md"), 8000)).unwrap();
+    let out = f.path("tuned.gguf");
+    let run = |steps: &str| -> Json {
+        let stdout = ok(&[
+            s(&f.f32()),
+            s(&out),
+            "--force",
+            "--bpw",
+            "2.0",
+            "--iterations",
+            "4",
+            "--calibration",
+            s(&calibration),
+            "--effort",
+            "fast",
+            "--tune-steps",
+            steps,
+            "--eval",
+            s(&evaluation),
+            "--json",
+        ]);
+        let line = stdout.lines().last().unwrap();
+        serde_json::from_str::<Json>(line).unwrap()["report"]["evaluations"][0].clone()
+    };
+    let (before, after) = (run("0"), run("12"));
+    let (kld, tuned) = (before["kld"]["value"].as_f64().unwrap(), after["kld"]["value"].as_f64().unwrap());
+    assert!(tuned < 0.9 * kld, "twelve steps bring the divergence from {kld} to {tuned} only");
+
+    let windows = after["windows"].as_u64().unwrap();
+    for (build, model, ours) in [
+        ("LITTLEBIT_PATCHED", &out, &after["perplexity"]),
+        ("LITTLEBIT_STOCK", &f.f32(), &after["source_perplexity"]),
+    ] {
+        let mut ppl = program(build, "llama-perplexity");
+        ppl.arg("-m").arg(model).arg("-f").arg(&evaluation).args(["-c", "512", "-t", "2", "--chunks"]);
+        let out = success("llama-perplexity", ppl.arg(windows.to_string()));
+        let all = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+        let theirs = all.split("Final estimate: PPL = ").nth(1).expect("an estimate");
+        let theirs: f64 = theirs.split_whitespace().next().unwrap().parse().unwrap();
+        let ours = ours["value"].as_f64().unwrap();
+        println!("perplexity: llama.cpp {theirs}, ours {ours}");
+        assert!((ours / theirs - 1.0).abs() < 0.01, "{build}: {ours} against {theirs}");
+    }
+}

@@ -44,6 +44,12 @@ impl Moments {
         (0..self.d).map(|i| self.compressed[i * self.d + i] / self.tokens.max(1) as f32).collect()
     }
 
+    /// `E[xq xq^T]`, row-major.
+    pub fn compressed(&self) -> Vec<f32> {
+        let n = self.tokens.max(1) as f32;
+        self.compressed.iter().map(|x| x / n).collect()
+    }
+
     /// The asymmetric target `T = W + alpha W (C - H) (H + damp mean(diag H) I)^-1` for a weight `w` (row-major
     /// `d_out x d`): what W would have to be on the compressed stream to give what it gives on the source's, the
     /// error feedback of GPTQ put before a factorization.
@@ -59,11 +65,13 @@ impl Moments {
             return Ok(w.to_vec());
         }
         let rows = w.len() / d;
-        let h = Mat::from_fn(d, d, |i, j| at(&self.compressed, i, j) + if i == j { damp * mean } else { 0.0 });
+        let h =
+            Mat::from_fn(d, d, |i, j| at(&self.compressed, i, j) + if i == j { damp * mean } else { 0.0 });
         let difference = Mat::from_fn(d, d, |i, j| at(&self.cross, i, j) - at(&self.compressed, i, j));
         let weight = Mat::from_fn(rows, d, |i, j| f64::from(w[i * d + j]));
         let moved = &weight * &difference;
-        let failed = || Error::Numeric { matrix: name.to_owned(), what: "its inputs' moments are not finite".into() };
+        let failed =
+            || Error::Numeric { matrix: name.to_owned(), what: "its inputs' moments are not finite".into() };
         let factor = h.llt(Side::Lower).map_err(|_| failed())?;
         let solved = factor.solve(moved.transpose());
         let target: Vec<f32> = (0..rows)
@@ -83,7 +91,8 @@ mod tests {
 
     /// Rows that span the space, and the same through an invertible map.
     fn streams(d: usize, map: impl Fn(&[f32]) -> Vec<f32>) -> (Vec<f32>, Vec<f32>) {
-        let rows: Vec<Vec<f32>> = (0..40).map(|t| (0..d).map(|i| ((t * 7 + i * i * 3) % 11) as f32 - 5.0).collect()).collect();
+        let rows: Vec<Vec<f32>> =
+            (0..40).map(|t| (0..d).map(|i| ((t * 7 + i * i * 3) % 11) as f32 - 5.0).collect()).collect();
         (rows.concat(), rows.iter().flat_map(|r| map(r)).collect())
     }
 

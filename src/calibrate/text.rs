@@ -15,7 +15,10 @@ pub fn windows_of(files: &[PathBuf], tokenizer: &Tokenizer, length: usize) -> Re
             .map_err(|e| Error::malformed(path, e.valid_up_to() as u64, "not UTF-8 text"))?;
         let windows = tokenizer.windows(text, length);
         if windows.is_empty() {
-            return Err(Error::unsupported(path, format!("shorter than one window of {length} tokens; give more text")));
+            return Err(Error::unsupported(
+                path,
+                format!("shorter than one window of {length} tokens; give more text"),
+            ));
         }
         Ok(windows)
     };
@@ -25,7 +28,9 @@ pub fn windows_of(files: &[PathBuf], tokenizer: &Tokenizer, length: usize) -> Re
 /// One window of each file in turn; shorter files drop out when they end.
 pub fn mixed(files: Vec<Vec<Vec<u32>>>) -> Vec<Vec<u32>> {
     let longest = files.iter().map(Vec::len).max().unwrap_or(0);
-    (0..longest).flat_map(|i| files.iter().filter_map(move |f| f.get(i).cloned()).collect::<Vec<_>>()).collect()
+    (0..longest)
+        .flat_map(|i| files.iter().filter_map(move |f| f.get(i).cloned()).collect::<Vec<_>>())
+        .collect()
 }
 
 #[cfg(test)]

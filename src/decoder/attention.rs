@@ -67,7 +67,13 @@ impl Shape {
     }
 
     /// Softmax weights of queries `rows` on keys `first..rows.end`, row-major.
-    fn weights(&self, joined: &[f32], sequence: usize, head: usize, rows: std::ops::Range<usize>) -> Vec<f32> {
+    fn weights(
+        &self,
+        joined: &[f32],
+        sequence: usize,
+        head: usize,
+        rows: std::ops::Range<usize>,
+    ) -> Vec<f32> {
         let first = self.first_key(rows.start);
         let keys = rows.end - first;
         let stride = self.joined();
@@ -156,7 +162,8 @@ pub fn backward(s: &Shape, joined: &[f32], dout: &[f32]) -> Vec<f32> {
                     let k = s.part(joined, stride, sequence, first..rows.end, s.key_at(kv), dk);
                     let q = s.part(joined, stride, sequence, rows.clone(), head * dk, dk);
                     let pm = MatRef::from_row_major_slice(&p, n, keys);
-                    let out = MatMut::from_row_major_slice_mut(&mut dval[first * dv..rows.end * dv], keys, dv);
+                    let out =
+                        MatMut::from_row_major_slice_mut(&mut dval[first * dv..rows.end * dv], keys, dv);
                     matmul(out, Accum::Add, pm.transpose(), d_o, 1.0, Par::Seq);
                     let mut ds = vec![0f32; n * keys];
                     let out = MatMut::from_row_major_slice_mut(&mut ds, n, keys);
@@ -169,7 +176,8 @@ pub fn backward(s: &Shape, joined: &[f32], dout: &[f32]) -> Vec<f32> {
                     let at = (member * s.length + rows.start) * dk;
                     let out = MatMut::from_row_major_slice_mut(&mut dq[at..at + n * dk], n, dk);
                     matmul(out, Accum::Replace, ds, k, 1.0, Par::Seq);
-                    let out = MatMut::from_row_major_slice_mut(&mut dkey[first * dk..rows.end * dk], keys, dk);
+                    let out =
+                        MatMut::from_row_major_slice_mut(&mut dkey[first * dk..rows.end * dk], keys, dk);
                     matmul(out, Accum::Add, ds.transpose(), q, 1.0, Par::Seq);
                 }
             }

@@ -135,7 +135,7 @@ fn gate(activation: Activation, x: f32) -> (f32, f32) {
         }
         Activation::Gelu => {
             const A: f32 = 0.044_715;
-            const B: f32 = 0.797_884_56;
+            const B: f32 = 0.797_884_6;
             let t = (B * x * (1.0 + A * x * x)).tanh();
             let dt = (1.0 - t * t) * B * (1.0 + 3.0 * A * x * x);
             (0.5 * x * (1.0 + t), 0.5 * (1.0 + t) + 0.5 * x * dt)
@@ -175,7 +175,13 @@ impl Block {
     }
 
     /// Runs windows of `length` tokens; `x` is `tokens x d_model`.
-    pub fn forward(&self, c: &Config, rotation: &Rotation, x: Vec<f32>, length: usize) -> (Vec<f32>, BlockTape) {
+    pub fn forward(
+        &self,
+        c: &Config,
+        rotation: &Rotation,
+        x: Vec<f32>,
+        length: usize,
+    ) -> (Vec<f32>, BlockTape) {
         let tokens = x.len() / c.d_model;
         let attn_in = norm::forward(&x, &self.norms[0], c.eps);
         let (mut joined, t0) = site_forward(&self.linears[0], &attn_in);
@@ -239,7 +245,9 @@ impl Block {
         grad: &mut BlockGrad,
     ) -> Vec<f32> {
         let tokens = tape.x.len() / c.d_model;
-        let [n_attn, n_feed, optional @ ..] = &mut grad.norms[..] else { unreachable!("a block has two norms") };
+        let [n_attn, n_feed, optional @ ..] = &mut grad.norms[..] else {
+            unreachable!("a block has two norms")
+        };
         let mut optional = optional.iter_mut();
         let mut take = |present: bool| present.then(|| optional.next().expect("one gradient a norm"));
         let post = [take(self.post_norms[0].is_some()), take(self.post_norms[1].is_some())];

@@ -91,7 +91,9 @@ impl<'a> Keys<'a> {
     fn count(&self, key: &str) -> Result<Option<usize>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let one = match value {
-            Value::Array(Array::U32(x)) if x.windows(2).all(|w| w[0] == w[1]) => x.first().map(|&x| u64::from(x)),
+            Value::Array(Array::U32(x)) if x.windows(2).all(|w| w[0] == w[1]) => {
+                x.first().map(|&x| u64::from(x))
+            }
             Value::Array(Array::I32(x)) if x.windows(2).all(|w| w[0] == w[1]) => {
                 x.first().and_then(|&x| u64::try_from(x).ok())
             }
@@ -168,9 +170,10 @@ impl Config {
             heads_kv,
             d_key,
             d_value,
-            eps: k.real("attention.layer_norm_rms_epsilon").ok_or_else(|| {
-                k.fault("attention.layer_norm_rms_epsilon", "is missing")
-            })? as f32,
+            eps: k
+                .real("attention.layer_norm_rms_epsilon")
+                .ok_or_else(|| k.fault("attention.layer_norm_rms_epsilon", "is missing"))?
+                as f32,
             rope_dims,
             rope_style: if arch == "llama" { RopeStyle::Adjacent } else { RopeStyle::Halves },
             rope_base: [base, k.real("rope.freq_base_swa").unwrap_or(if gemma { 10000.0 } else { base })],
@@ -201,9 +204,15 @@ impl Config {
 fn windows(k: &Keys, gemma: bool, blocks: usize) -> Result<Vec<Option<usize>>> {
     let window = k.count("attention.sliding_window")?.filter(|&w| gemma && w > 0);
     let local: Vec<bool> = match k.get("attention.sliding_window_pattern") {
-        Some(Value::Array(Array::Bool(pattern))) => (0..blocks).map(|i| pattern.get(i) == Some(&true)).collect(),
-        Some(Value::Array(Array::U32(pattern))) => (0..blocks).map(|i| pattern.get(i).is_some_and(|&x| x != 0)).collect(),
-        Some(Value::Array(Array::I32(pattern))) => (0..blocks).map(|i| pattern.get(i).is_some_and(|&x| x != 0)).collect(),
+        Some(Value::Array(Array::Bool(pattern))) => {
+            (0..blocks).map(|i| pattern.get(i) == Some(&true)).collect()
+        }
+        Some(Value::Array(Array::U32(pattern))) => {
+            (0..blocks).map(|i| pattern.get(i).is_some_and(|&x| x != 0)).collect()
+        }
+        Some(Value::Array(Array::I32(pattern))) => {
+            (0..blocks).map(|i| pattern.get(i).is_some_and(|&x| x != 0)).collect()
+        }
         other => {
             let n = other.and_then(Value::as_u64).unwrap_or(6) as usize;
             (0..blocks).map(|i| n == 0 || i % n < n - 1).collect()

@@ -96,11 +96,7 @@ fn block(r: &Reader, c: &Config, i: usize) -> Result<Block> {
         }
         vec![l]
     } else {
-        vec![
-            r.linear(&at("attn_q"), q, d)?,
-            r.linear(&at("attn_k"), k, d)?,
-            r.linear(&at("attn_v"), v, d)?,
-        ]
+        vec![r.linear(&at("attn_q"), q, d)?, r.linear(&at("attn_k"), k, d)?, r.linear(&at("attn_v"), v, d)?]
     };
     // phi3 stores gate and up in one tensor called up.
     let feed = if r.index.contains_key(at("ffn_gate.weight").as_str()) {

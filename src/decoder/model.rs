@@ -116,7 +116,13 @@ impl Model {
     }
 
     /// Gradient of the residual rows `x` from that of their `logits`, which is overwritten.
-    pub fn head_backward(&self, x: &[f32], logits: &[f32], d_logits: &mut [f32], d_norm: &mut [f32]) -> Vec<f32> {
+    pub fn head_backward(
+        &self,
+        x: &[f32],
+        logits: &[f32],
+        d_logits: &mut [f32],
+        d_norm: &mut [f32],
+    ) -> Vec<f32> {
         let (d, v) = (self.config.d_model, self.head.len() / self.config.d_model);
         if let Some(cap) = self.config.logit_softcap {
             d_logits.iter_mut().zip(logits).for_each(|(d, y)| *d *= 1.0 - (y / cap) * (y / cap));

@@ -27,7 +27,14 @@ fn linear(rng: &mut ChaCha8Rng, name: &str, d_out: usize, d_in: usize, paths: us
         };
         Weight::Binary(latent.into_iter().map(path).collect())
     };
-    Linear { name: name.to_owned(), d_out, d_in, weight, scale: 0.8, bias: Some(vector(rng, d_out, 0.0, 0.1)) }
+    Linear {
+        name: name.to_owned(),
+        d_out,
+        d_in,
+        weight,
+        scale: 0.8,
+        bias: Some(vector(rng, d_out, 0.0, 0.1)),
+    }
 }
 
 /// Two blocks: dense with separate layers and a window; factorized with joined ones. Grouped queries, head norms,
@@ -62,7 +69,11 @@ fn small() -> Model {
         .map(|i| Block {
             linears: if i == 0 {
                 [
-                    vec![linear(rng, "q", 24, 12, 0), linear(rng, "k", 12, 12, 1), linear(rng, "v", 8, 12, 0)],
+                    vec![
+                        linear(rng, "q", 24, 12, 0),
+                        linear(rng, "k", 12, 12, 1),
+                        linear(rng, "v", 8, 12, 0),
+                    ],
                     vec![linear(rng, "o", 12, 16, 0)],
                     vec![linear(rng, "gate", 10, 12, 2), linear(rng, "up", 10, 12, 0)],
                     vec![linear(rng, "down", 12, 10, 0)],
@@ -83,7 +94,15 @@ fn small() -> Model {
         .collect();
     let embeddings = Arc::new(vector(rng, 11 * 12, 0.0, 1.0));
     let norm = vector(rng, 12, 1.0, 0.3);
-    Model { config, head: embeddings.clone(), embeddings, head_bias: None, norm, blocks, rope_factors: Some(vec![1.0, 1.5]) }
+    Model {
+        config,
+        head: embeddings.clone(),
+        embeddings,
+        head_bias: None,
+        norm,
+        blocks,
+        rope_factors: Some(vec![1.0, 1.5]),
+    }
 }
 
 const TOKENS: [u32; 2 * LENGTH] = [1, 5, 3, 3, 9, 10, 0, 2, 7, 7, 4, 8, 1, 6];
@@ -118,8 +137,7 @@ fn check(what: &str, grad: &[f32], pick: impl Fn(&mut Model) -> &mut Vec<f32>) {
     };
     let e = 2e-3;
     // Fourth order: the third-order term of this loss is not small against f32 noise.
-    let numeric =
-        (8.0 * (at(e) - at(-e)) - (at(2.0 * e) - at(-2.0 * e))) / (12.0 * f64::from(e));
+    let numeric = (8.0 * (at(e) - at(-e)) - (at(2.0 * e) - at(-2.0 * e))) / (12.0 * f64::from(e));
     let exact: f64 = grad.iter().zip(&along).map(|(g, a)| f64::from(*g) * f64::from(*a)).sum();
     let norm: f64 = grad.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
     assert!(norm > 1e-3, "{what}: the gradient vanishes");
@@ -139,10 +157,12 @@ fn gradients_agree_with_finite_differences() {
             for (j, g) in b.linears[s].iter().enumerate() {
                 let what = format!("block {i} site {s} layer {j}");
                 match g.as_ref().unwrap() {
-                    LinearGrad::Dense(g) => check(&what, g, |m| match &mut m.blocks[i].linears[s][j].weight {
-                        Weight::Dense(w) => w,
-                        Weight::Binary(_) => unreachable!(),
-                    }),
+                    LinearGrad::Dense(g) => {
+                        check(&what, g, |m| match &mut m.blocks[i].linears[s][j].weight {
+                            Weight::Dense(w) => w,
+                            Weight::Binary(_) => unreachable!(),
+                        })
+                    }
                     LinearGrad::Scales(paths) => {
                         for (p, scales) in paths.iter().enumerate() {
                             for (k, g) in scales.iter().enumerate() {

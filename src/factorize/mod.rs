@@ -13,6 +13,7 @@ mod admm;
 mod error;
 mod export;
 mod gemm;
+pub mod polish;
 mod rank_one;
 mod ridge;
 mod rotate;
@@ -170,7 +171,8 @@ fn one_path(job: &Job, w: &[f32], index: usize, weighting: &Weighting) -> Result
 /// [`Error::Numeric`] if f16 cannot hold them.
 pub fn with_scales(name: &str, path: &FactorPath, h: &[f32], l: &[f32], g: &[f32]) -> Result<FactorPath> {
     let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect();
-    let real = export::RealPath { u: path.u.clone(), vt: path.vt.clone(), h: wide(h), l: wide(l), g: wide(g) };
+    let real =
+        export::RealPath { u: path.u.clone(), vt: path.vt.clone(), h: wide(h), l: wide(l), g: wide(g) };
     export::to_f16(name, real)
 }
 

@@ -92,9 +92,11 @@ pub fn convert(
         Some(calibration) => {
             // Events come from the thread that runs the stages; they are handed on as they arrive.
             let mut sink = |e: Event| progress(e);
-            Some(in_pool(&pool, |on_event| {
-                tuned::prepare(source, &specs, &plan, options, calibration, on_event)
-            }, &mut sink)?)
+            Some(in_pool(
+                &pool,
+                |on_event| tuned::prepare(source, &specs, &plan, options, calibration, on_event),
+                &mut sink,
+            )?)
         }
     };
     let sha256 = source.sha256()?;
@@ -132,7 +134,15 @@ pub fn convert(
                 }
             }
             Action::Factorize(at) => pool.install(|| {
-                factorize_tensor(source, i, &specs[*at], plan.entries[*at].rank, options, &imatrix, prepared.as_ref())
+                factorize_tensor(
+                    source,
+                    i,
+                    &specs[*at],
+                    plan.entries[*at].rank,
+                    options,
+                    &imatrix,
+                    prepared.as_ref(),
+                )
             }),
         }
     };

@@ -5,10 +5,10 @@ use crate::calibrate::moments::Moments;
 use crate::calibrate::text;
 use crate::decoder::{self, Binary, Block, Model, Site, Weight};
 use crate::error::{Error, Result};
-use crate::factorize::{self, Job};
+use crate::factorize::{self, Job, Method, polish};
 use crate::format::Factors;
 use crate::job::convert::Options;
-use crate::job::report::{Event, Evaluation};
+use crate::job::report::{Evaluation, Event};
 use crate::plan::{MatrixSpec, Plan};
 use crate::source::TensorSource;
 use crate::tokenize::Tokenizer;
@@ -25,6 +25,9 @@ pub const EVALUATION_WINDOWS: usize = 32;
 const ALPHA: f64 = 0.5;
 /// Ridge of the target's normal equations, relative to the mean second moment.
 const DAMP: f64 = 0.05;
+
+/// Rounds of polish; more gain little.
+const POLISH_ROUNDS: usize = 2;
 
 /// How much work a calibrated conversion does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,8 +103,13 @@ pub(super) fn prepare(
     let windows = text::mixed(text::windows_of(&calibration.files, &tokenizer, WINDOW)?);
     let texts = text::windows_of(&calibration.evaluation, &tokenizer, WINDOW)?;
     let model = decoder::load(source)?;
-    if let Some(t) = windows.iter().chain(texts.iter().flatten()).flatten().find(|&&t| t as usize >= model.vocabulary()) {
-        return Err(Error::unsupported(source.path(), format!("token {t} of the tokenizer has no embedding")));
+    if let Some(t) =
+        windows.iter().chain(texts.iter().flatten()).flatten().find(|&&t| t as usize >= model.vocabulary())
+    {
+        return Err(Error::unsupported(
+            source.path(),
+            format!("token {t} of the tokenizer has no embedding"),
+        ));
     }
     let (count, iterations, steps) = calibration.effort.amounts();
     let mut job = options.clone();
@@ -169,11 +177,14 @@ fn sequential(
                 moments.add(&source[site as usize], tape.input(site));
             }
             let importance = moments.importance();
+            let metric = polish::metric(&moments.compressed(), d_in);
             for l in &mut compressed.blocks[b].linears[site as usize] {
-                let (Some(&rank), Weight::Dense(w)) = (ranks.get(l.name.as_str()), &l.weight) else { continue };
+                let (Some(&rank), Weight::Dense(w)) = (ranks.get(l.name.as_str()), &l.weight) else {
+                    continue;
+                };
                 let started = std::time::Instant::now();
                 let target = moments.target(&l.name, w, ALPHA, DAMP)?;
-                let outcome = factorize::factorize(&Job {
+                let mut outcome = factorize::factorize(&Job {
                     name: &l.name,
                     w: &target,
                     d_out: l.d_out,
@@ -186,6 +197,10 @@ fn sequential(
                     seed: options.seed,
                     iterations: options.iterations,
                 })?;
+                if options.method == Method::Admm && options.paths == 1 {
+                    outcome.paths[0] =
+                        polish::polish(&l.name, &target, &outcome.paths[0], &metric, POLISH_ROUNDS)?;
+                }
                 l.weight = Weight::Binary(outcome.paths.iter().map(Binary::from).collect());
                 seconds.insert(l.name.clone(), started.elapsed().as_secs_f64());
                 all.insert(l.name.clone(), Factors { paths: options.paths, slices: outcome.paths });
@@ -195,7 +210,12 @@ fn sequential(
             *x = forward(&compressed.blocks[b], x).0;
         }
         let drift = drift(&xf, &xq);
-        progress(Event::Stage { name: "factorize", done: b + 1, total: model.blocks.len(), value: Some(drift) });
+        progress(Event::Stage {
+            name: "factorize",
+            done: b + 1,
+            total: model.blocks.len(),
+            value: Some(drift),
+        });
     }
     Ok((all, seconds))
 }
@@ -224,13 +244,16 @@ fn store(model: &mut Model, mut factors: ByName<Factors>) -> Result<(ByName<Fact
     norms.insert("output_norm.weight".to_owned(), model.norm.clone());
     for (i, block) in model.blocks.iter_mut().enumerate() {
         for l in block.linears.iter_mut().flatten() {
-            let (Weight::Binary(paths), Some(f)) = (&mut l.weight, factors.get_mut(&l.name)) else { continue };
+            let (Weight::Binary(paths), Some(f)) = (&mut l.weight, factors.get_mut(&l.name)) else {
+                continue;
+            };
             for (p, stored) in paths.iter_mut().zip(&mut f.slices) {
                 *stored = factorize::with_scales(&l.name, stored, &p.h, &p.l, &p.g)?;
                 *p = Binary::from(&*stored);
             }
         }
-        let names = ["attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm", "attn_q_norm", "attn_k_norm"];
+        let names =
+            ["attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm", "attn_q_norm", "attn_k_norm"];
         let present = [
             Some(&block.norms[0]),
             Some(&block.norms[1]),

@@ -73,10 +73,8 @@ impl Bpe {
     /// Merges the pair of lowest rank, the leftmost of equals, until none is left.
     fn word(&self, word: &str) -> Vec<u32> {
         let spelt: String = word.bytes().map(visible).collect();
-        if self.ignore_merges {
-            if let Some(&id) = self.ids.get(spelt.as_bytes()) {
-                return vec![id];
-            }
+        if let (true, Some(&id)) = (self.ignore_merges, self.ids.get(spelt.as_bytes())) {
+            return vec![id];
         }
         let starts: Vec<usize> = spelt.char_indices().map(|(i, _)| i).collect();
         let n = starts.len();
@@ -98,7 +96,8 @@ impl Bpe {
             if end[i] != starts[j] || end[j] != stop {
                 continue;
             }
-            let key = [&spelt.as_bytes()[starts[i]..end[i]], b" ", &spelt.as_bytes()[starts[j]..stop]].concat();
+            let key =
+                [&spelt.as_bytes()[starts[i]..end[i]], b" ", &spelt.as_bytes()[starts[j]..stop]].concat();
             if self.ranks.get(&key) != Some(&rank) {
                 continue;
             }

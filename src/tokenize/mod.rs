@@ -32,7 +32,7 @@ const ENDS: [&str; 10] = [
 
 enum Kind {
     Bpe(bpe::Bpe),
-    SentencePiece(sentence_piece::SentencePiece),
+    SentencePiece(Box<sentence_piece::SentencePiece>),
 }
 
 /// A tokenizer.
@@ -104,14 +104,24 @@ impl Tokenizer {
             "llama" => {
                 let scores = match get("scores") {
                     Some(Value::Array(Array::F32(s))) if s.len() == vocabulary.len() => s.clone(),
-                    _ => return Err(fault("key tokenizer.ggml.scores is missing or of another length".into())),
+                    _ => {
+                        return Err(fault(
+                            "key tokenizer.ggml.scores is missing or of another length".into(),
+                        ));
+                    }
                 };
                 let bytes = std::array::from_fn(|b| {
                     let name = format!("<0x{b:02X}>");
                     ids.get(name.as_bytes()).or_else(|| ids.get(&vec![b as u8])).copied()
                 });
                 let unknown = get("unknown_token_id").and_then(Value::as_u64).unwrap_or(0) as u32;
-                (Kind::SentencePiece(sentence_piece::SentencePiece::new(ids, scores, bytes, unknown)), true, true)
+                (
+                    Kind::SentencePiece(Box::new(sentence_piece::SentencePiece::new(
+                        ids, scores, bytes, unknown,
+                    ))),
+                    true,
+                    true,
+                )
             }
             other => {
                 return Err(fault(format!(
@@ -121,7 +131,8 @@ impl Tokenizer {
             }
         };
         let bos = get("bos_token_id").and_then(Value::as_u64).map(|b| b as u32);
-        let add_bos = bos.filter(|&b| flag("add_bos_token").unwrap_or(bos_default) && (b as usize) < vocabulary.len());
+        let add_bos =
+            bos.filter(|&b| flag("add_bos_token").unwrap_or(bos_default) && (b as usize) < vocabulary.len());
         // llama.cpp takes tokens that end a text for control tokens, whatever their type says.
         let ends = |i: usize, t: &[u8]| {
             let named = ["eos_token_id", "eot_token_id", "eom_token_id"];
@@ -170,8 +181,10 @@ impl Tokenizer {
                 first = false;
             }
             // llama.cpp exempts these three by name.
-            let strip = self.strip_after && n > 0 && !["<unk>", "<s>", "<|endoftext|>"].contains(&token.as_str());
-            let part = if strip { part.trim_start_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']) } else { part };
+            let strip =
+                self.strip_after && n > 0 && !["<unk>", "<s>", "<|endoftext|>"].contains(&token.as_str());
+            let part =
+                if strip { part.trim_start_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']) } else { part };
             self.fragments(part, &defined[i + 1..], first, out);
             first &= part.is_empty();
         }
@@ -181,7 +194,9 @@ impl Tokenizer {
     pub fn decode(&self, tokens: &[u32]) -> String {
         let mut bytes = Vec::new();
         for &t in tokens {
-            let (Some(piece), kind) = (self.vocabulary.get(t as usize), self.types.get(t as usize)) else { continue };
+            let (Some(piece), kind) = (self.vocabulary.get(t as usize), self.types.get(t as usize)) else {
+                continue;
+            };
             match (kind, &self.kind) {
                 (Some(&CONTROL), _) => {}
                 (Some(&USER_DEFINED), _) => bytes.extend_from_slice(piece),

@@ -47,7 +47,12 @@ pub fn text_of(token: &[u8]) -> Vec<u8> {
 }
 
 impl SentencePiece {
-    pub fn new(ids: HashMap<Vec<u8>, u32>, scores: Vec<f32>, bytes: [Option<u32>; 256], unknown: u32) -> Self {
+    pub fn new(
+        ids: HashMap<Vec<u8>, u32>,
+        scores: Vec<f32>,
+        bytes: [Option<u32>; 256],
+        unknown: u32,
+    ) -> Self {
         Self { ids, scores, bytes, unknown }
     }
 

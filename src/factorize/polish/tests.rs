@@ -1,0 +1,172 @@
+use super::*;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+const D_OUT: usize = 20;
+const D_IN: usize = 70;
+const RANK: usize = 6;
+
+fn random(rng: &mut ChaCha8Rng, n: usize) -> Vec<f32> {
+    (0..n).map(|_| rng.random_range(-1.0f32..1.0)).collect()
+}
+
+/// A target, correlated moments of 90 inputs, and a path that has nothing to do with them.
+fn setup() -> (Vec<f32>, Vec<f32>, Path) {
+    let rng = &mut ChaCha8Rng::seed_from_u64(3);
+    let target = random(rng, D_OUT * D_IN);
+    let mut x = random(rng, 90 * D_IN);
+    for i in 1..x.len() {
+        x[i] += 0.7 * x[i - 1];
+    }
+    let mut moments = vec![0f32; D_IN * D_IN];
+    crate::decoder::product::transposed_times(&mut moments, &x, &x, D_IN, D_IN, false);
+    let mut sign = |n: usize| random(rng, n).iter().map(|x| x.signum()).collect::<Vec<f32>>();
+    let (u, v) = (sign(D_OUT * RANK), sign(D_IN * RANK));
+    let mut scale = |n: usize| random(rng, n).iter().map(|x| 0.3 * x + 0.5).collect::<Vec<f32>>();
+    let p =
+        Path { d_out: D_OUT, d_in: D_IN, rank: RANK, h: scale(D_OUT), l: scale(RANK), g: scale(D_IN), u, v };
+    (target, metric(&moments, D_IN), p)
+}
+
+fn problem<'a>(target: &'a [f32], metric: &'a [f32]) -> Problem<'a> {
+    let mut weighed = vec![0f32; target.len()];
+    times(&mut weighed, target, metric, D_IN, D_IN, false);
+    Problem { metric, target, weighed }
+}
+
+/// The objective by its definition, in f64.
+fn error(target: &[f32], metric: &[f32], p: &Path) -> f64 {
+    let w = |i: usize, j: usize| -> f64 {
+        let sum: f64 =
+            (0..RANK).map(|k| f64::from(p.u[i * RANK + k] * p.v[j * RANK + k]) * f64::from(p.l[k])).sum();
+        f64::from(p.h[i]) * sum * f64::from(p.g[j])
+    };
+    let mut total = 0.0;
+    for i in 0..D_OUT {
+        let e: Vec<f64> = (0..D_IN).map(|j| f64::from(target[i * D_IN + j]) - w(i, j)).collect();
+        for a in 0..D_IN {
+            for b in 0..D_IN {
+                total += e[a] * f64::from(metric[a * D_IN + b]) * e[b];
+            }
+        }
+    }
+    total
+}
+
+#[test]
+fn the_objective_is_the_error_less_a_constant() {
+    let (t, m, mut p) = setup();
+    let q = problem(&t, &m);
+    let (e0, o0) = (error(&t, &m, &p), q.objective(&p));
+    p.h[3] *= -2.0;
+    p.v[7] *= -1.0;
+    let (e1, o1) = (error(&t, &m, &p), q.objective(&p));
+    assert!(((e1 - e0) - (o1 - o0)).abs() < 1e-4 * e0, "{} against {}", e1 - e0, o1 - o0);
+}
+
+#[test]
+fn descent_lowers_the_error_and_ends_where_no_flip_pays() {
+    let (t, m, mut p) = setup();
+    let q = problem(&t, &m);
+    let mut last = error(&t, &m, &p);
+    for round in 0..60 {
+        let flips = signs::descend_u(&q, &mut p) + signs::descend_v(&q, &mut p);
+        let now = error(&t, &m, &p);
+        assert!(now <= last * (1.0 + 1e-6), "round {round}: {now} after {last}");
+        last = now;
+        if flips == 0 {
+            break;
+        }
+        assert!(round < 59, "no end");
+    }
+    for k in 0..p.u.len() {
+        p.u[k] *= -1.0;
+        assert!(error(&t, &m, &p) >= last * (1.0 - 1e-5), "flipping U[{k}] pays");
+        p.u[k] *= -1.0;
+    }
+    for k in 0..p.v.len() {
+        p.v[k] *= -1.0;
+        assert!(error(&t, &m, &p) >= last * (1.0 - 1e-5), "flipping V[{k}] pays");
+        p.v[k] *= -1.0;
+    }
+}
+
+#[test]
+fn refits_end_where_the_gradient_is_zero() {
+    let (t, m, mut p) = setup();
+    let q = problem(&t, &m);
+    type Step = fn(&Problem, &mut Path);
+    type Pick = fn(&mut Path) -> &mut Vec<f32>;
+    let steps: [(&str, Step, Pick); 3] = [
+        ("l", scales::refit_l, |p| &mut p.l),
+        ("h", scales::refit_h, |p| &mut p.h),
+        ("g", scales::refit_g, |p| &mut p.g),
+    ];
+    for (name, step, pick) in steps {
+        let before = error(&t, &m, &p);
+        // Often enough that the ridge towards the present value no longer matters.
+        (0..30).for_each(|_| step(&q, &mut p));
+        let e = error(&t, &m, &p);
+        assert!(e <= before, "{name}: {e} after {before}");
+        for i in 0..pick(&mut p).len() {
+            for by in [0.99, 1.01] {
+                let old = pick(&mut p)[i];
+                pick(&mut p)[i] = old * by;
+                assert!(error(&t, &m, &p) >= e * (1.0 - 1e-6), "{name}[{i}] times {by} is better");
+                pick(&mut p)[i] = old;
+            }
+        }
+    }
+}
+
+#[test]
+fn one_row_is_solved_as_brute_force_does() {
+    // Cyclic descent from many starts must find the best of all 64 sign rows, and never less than it.
+    let (t, m, p) = setup();
+    let q = problem(&t, &m);
+    let row_error = |p: &Path| error(&t, &m, p);
+    let mut best = f64::INFINITY;
+    let mut found = f64::INFINITY;
+    for bits in 0..1u32 << RANK {
+        let mut trial =
+            Path { h: p.h.clone(), l: p.l.clone(), g: p.g.clone(), u: p.u.clone(), v: p.v.clone(), ..p };
+        (0..RANK).for_each(|k| trial.u[k] = if bits >> k & 1 == 1 { 1.0 } else { -1.0 });
+        // Only row 0 may move: the others get their converged state first.
+        let others = trial.u[..RANK].to_vec();
+        (0..20).for_each(|_| {
+            signs::descend_u(&q, &mut trial);
+        });
+        let descended = row_error(&trial);
+        found = found.min(descended);
+        trial.u[..RANK].copy_from_slice(&others);
+        best = best.min(row_error(&trial));
+    }
+    assert!((found - best).abs() < 1e-4 * best, "descent {found}, brute force {best}");
+}
+
+#[test]
+fn polish_improves_a_stored_path() {
+    let (t, m, p) = setup();
+    let small: Vec<half::f16> = vec![half::f16::from_f32(0.4); D_IN];
+    let stored = FactorPath {
+        u: SignMatrix::from_row_major(D_OUT, RANK, &p.u),
+        vt: SignMatrix::from_fn(RANK, D_IN, |k, j| p.v[j * RANK + k] > 0.0),
+        h: small[..D_OUT].to_vec(),
+        l: small[..RANK].to_vec(),
+        g: small.clone(),
+    };
+    let error_of = |f: &FactorPath| {
+        let mut e: Vec<f32> = t.iter().map(|x| -x).collect();
+        f.add_dense(&mut e);
+        let mut eh = vec![0f32; e.len()];
+        times(&mut eh, &e, &m, D_IN, D_IN, false);
+        e.iter().zip(&eh).map(|(a, b)| f64::from(a * b)).sum::<f64>()
+    };
+    let on = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| polish("w", &t, &stored, &m, 8).unwrap())
+    };
+    let better = on(1);
+    assert!(error_of(&better) < 0.8 * error_of(&stored), "{} after {}", error_of(&better), error_of(&stored));
+    assert_eq!(better, on(3), "threads change the result");
+}
