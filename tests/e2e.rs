@@ -345,7 +345,7 @@ fn perplexity_of_a_calibrated_model_is_llama_cpps() {
             s(&out),
             "--force",
             "--bpw",
-            "2.0",
+            "0.5",
             "--iterations",
             "4",
             "--calibration",
