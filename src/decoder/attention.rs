@@ -102,12 +102,7 @@ impl Shape {
 /// Softmax of one row in place.
 pub fn softmax(row: &mut [f32]) {
     let max = row.iter().fold(f32::NEG_INFINITY, |m, &x| m.max(x));
-    let mut sum = 0.0;
-    for x in row.iter_mut() {
-        *x = (*x - max).exp();
-        sum += *x;
-    }
-    let inverse = 1.0 / sum;
+    let inverse = 1.0 / super::exp_sum(row, max);
     row.iter_mut().for_each(|x| *x *= inverse);
 }
 

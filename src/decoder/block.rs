@@ -2,6 +2,7 @@
 
 use super::attention;
 use super::config::{Activation, Config};
+use super::exponential::sigmoid;
 use super::linear::{Linear, LinearGrad, LinearTape};
 use super::norm;
 use super::rope::Rotation;
@@ -111,7 +112,11 @@ fn site_backward(
         let own = if linears.len() == 1 {
             dy
         } else {
-            part = dy.chunks_exact(width).flat_map(|row| row[at..at + l.d_out].iter().copied()).collect();
+            let mut copy = vec![0f32; dy.len() / width * l.d_out];
+            copy.par_chunks_mut(l.d_out).zip(dy.par_chunks(width)).with_min_len(16).for_each(|(to, row)| {
+                to.copy_from_slice(&row[at..at + l.d_out]);
+            });
+            part = copy;
             &part
         };
         l.backward(x, tape, own, &mut dx, grad.as_mut());
@@ -126,19 +131,28 @@ fn add(a: &mut [f32], b: &[f32]) {
     });
 }
 
-/// Value and derivative of the gate's function.
-fn gate(activation: Activation, x: f32) -> (f32, f32) {
+/// Value and derivative of the gate's function for every element.
+fn gate(activation: Activation, x: &[f32], value: &mut [f32], slope: &mut [f32]) {
     match activation {
         Activation::Silu => {
-            let s = 1.0 / (1.0 + (-x).exp());
-            (x * s, s * (1.0 + x * (1.0 - s)))
+            sigmoid(x, slope);
+            for ((x, y), s) in x.iter().zip(value).zip(slope) {
+                *y = x * *s;
+                *s *= 1.0 + x * (1.0 - *s);
+            }
         }
         Activation::Gelu => {
             const A: f32 = 0.044_715;
             const B: f32 = 0.797_884_6;
-            let t = (B * x * (1.0 + A * x * x)).tanh();
-            let dt = (1.0 - t * t) * B * (1.0 + 3.0 * A * x * x);
-            (0.5 * x * (1.0 + t), 0.5 * (1.0 + t) + 0.5 * x * dt)
+            // tanh(z) = 2 sigmoid(2 z) - 1.
+            let twice: Vec<f32> = x.iter().map(|x| 2.0 * B * x * (1.0 + A * x * x)).collect();
+            sigmoid(&twice, slope);
+            for ((x, y), s) in x.iter().zip(value).zip(slope) {
+                let t = 2.0 * *s - 1.0;
+                let dt = (1.0 - t * t) * B * (1.0 + 3.0 * A * x * x);
+                *y = 0.5 * x * (1.0 + t);
+                *s = 0.5 * (1.0 + t) + 0.5 * x * dt;
+            }
         }
     }
 }
@@ -213,7 +227,8 @@ impl Block {
         let mut gated = vec![0f32; tokens * c.d_ff];
         gated.par_chunks_mut(c.d_ff).zip(gate_up.par_chunks(2 * c.d_ff)).for_each(|(y, gu)| {
             let (g, u) = gu.split_at(c.d_ff);
-            y.iter_mut().zip(g).zip(u).for_each(|((y, g), u)| *y = gate(c.activation, *g).0 * u);
+            gate(c.activation, g, y, &mut vec![0f32; c.d_ff]);
+            y.iter_mut().zip(u).for_each(|(y, u)| *y *= u);
         });
         let (mut y, t3) = site_forward(&self.linears[3], &gated);
         if let Some(w) = &self.post_norms[1] {
@@ -268,10 +283,10 @@ impl Block {
             .zip(d_gated.par_chunks(c.d_ff))
             .for_each(|((d, gu), dy)| {
                 let ((dg, du), (g, u)) = (d.split_at_mut(c.d_ff), gu.split_at(c.d_ff));
+                gate(c.activation, g, du, dg);
                 for i in 0..c.d_ff {
-                    let (value, slope) = gate(c.activation, g[i]);
-                    dg[i] = dy[i] * u[i] * slope;
-                    du[i] = dy[i] * value;
+                    dg[i] *= dy[i] * u[i];
+                    du[i] *= dy[i];
                 }
             });
         let d_feed = site_backward(&self.linears[2], &tape.inputs[2], &tape.tapes[2], &d_gate_up, &mut lg[2]);
@@ -282,14 +297,34 @@ impl Block {
         let d_att = site_backward(&self.linears[1], &tape.inputs[1], &tape.tapes[1], &d_out, &mut lg[1]);
         let mut d_joined = attention::backward(&self.shape(c, tokens, length), &tape.joined, &d_att);
         let heads = c.heads + c.heads_kv;
-        for (t, row) in d_joined.chunks_exact_mut(c.joined()).enumerate() {
-            for (i, d) in row[..heads * c.d_key].chunks_exact_mut(c.d_key).enumerate() {
-                rotation.backward(d, t % length);
-                let kind = usize::from(i >= c.heads);
-                if let (Some(w), Some(g)) = (&self.head_norms[kind], head[kind].as_deref_mut()) {
-                    let raw = &tape.raw_joined[t * c.joined() + i * c.d_key..][..c.d_key];
-                    let dx = norm::backward(raw, w, c.eps, d, g);
-                    d.copy_from_slice(&dx);
+        const ROWS: usize = 32;
+        let parts: Vec<[Vec<f32>; 2]> = d_joined
+            .par_chunks_mut(ROWS * c.joined())
+            .enumerate()
+            .map(|(chunk, rows)| {
+                let mut part = [0, 1].map(|kind| match &self.head_norms[kind] {
+                    Some(w) => vec![0f32; w.len()],
+                    None => Vec::new(),
+                });
+                for (t, row) in rows.chunks_exact_mut(c.joined()).enumerate() {
+                    let t = chunk * ROWS + t;
+                    for (i, d) in row[..heads * c.d_key].chunks_exact_mut(c.d_key).enumerate() {
+                        rotation.backward(d, t % length);
+                        let kind = usize::from(i >= c.heads);
+                        if let Some(w) = &self.head_norms[kind] {
+                            let raw = &tape.raw_joined[t * c.joined() + i * c.d_key..][..c.d_key];
+                            let dx = norm::backward(raw, w, c.eps, d, &mut part[kind]);
+                            d.copy_from_slice(&dx);
+                        }
+                    }
+                }
+                part
+            })
+            .collect();
+        for (kind, g) in head.iter_mut().enumerate() {
+            if let Some(g) = g {
+                for part in &parts {
+                    g.iter_mut().zip(&part[kind]).for_each(|(a, b)| *a += b);
                 }
             }
         }

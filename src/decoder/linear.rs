@@ -1,10 +1,14 @@
 //! A linear layer `y = scale x W^T + b`, dense or factorized.
 
 use super::product::{times, times_transposed, transposed_times};
+use super::signs::{Precision, Signs};
 use crate::format::FactorPath;
 use rayon::prelude::*;
 
-/// One path `diag(h) U diag(l) V^T diag(g)` with unpacked signs.
+/// Rows that one task of an elementwise pass handles.
+const ROWS: usize = 64;
+
+/// One path `diag(h) U diag(l) V^T diag(g)`; both sign matrices and their transposes, as the two passes need them.
 #[derive(Clone, Debug)]
 pub struct Binary {
     /// Output scales.
@@ -13,16 +17,45 @@ pub struct Binary {
     pub l: Vec<f32>,
     /// Input scales.
     pub g: Vec<f32>,
-    /// Signs U, row-major `d_out x r`.
-    pub u: Vec<f32>,
-    /// Signs V^T, row-major `r x d_in`.
-    pub vt: Vec<f32>,
+    /// U, `d_out x r`.
+    u: Signs,
+    ut: Signs,
+    /// V^T, `r x d_in`.
+    vt: Signs,
+    v: Signs,
+    /// Of the products with both.
+    pub precision: Precision,
+}
+
+impl Binary {
+    /// A path of the given signs: U `d_out x r` and V^T `r x d_in` by position, `true` for +1.
+    pub fn new(
+        [h, l, g]: [Vec<f32>; 3],
+        u: impl Fn(usize, usize) -> bool + Sync,
+        vt: impl Fn(usize, usize) -> bool + Sync,
+    ) -> Self {
+        let (d_out, r, d_in) = (h.len(), l.len(), g.len());
+        let ut = Signs::from_fn(r, d_out, |i, j| u(j, i));
+        let v = Signs::from_fn(d_in, r, |i, j| vt(j, i));
+        let (u, vt) = (Signs::from_fn(d_out, r, u), Signs::from_fn(r, d_in, vt));
+        Self { h, l, g, u, ut, vt, v, precision: Precision::Fine }
+    }
+
+    /// U.
+    pub fn u(&self) -> &Signs {
+        &self.u
+    }
+
+    /// V^T.
+    pub fn vt(&self) -> &Signs {
+        &self.vt
+    }
 }
 
 impl From<&FactorPath> for Binary {
     fn from(p: &FactorPath) -> Self {
         let wide = |x: &[half::f16]| x.iter().map(|x| x.to_f32()).collect();
-        Self { h: wide(&p.h), l: wide(&p.l), g: wide(&p.g), u: p.u.to_row_major(), vt: p.vt.to_row_major() }
+        Self::new([wide(&p.h), wide(&p.l), wide(&p.g)], |i, k| p.u.is_plus(i, k), |k, j| p.vt.is_plus(k, j))
     }
 }
 
@@ -76,11 +109,8 @@ impl Linear {
             Weight::Dense(w) => times_transposed(&mut y, x, w, self.d_out, self.d_in, false),
             Weight::Binary(paths) => {
                 for p in paths {
-                    let r = p.l.len();
-                    let mut latent = vec![0f32; tokens * r];
-                    times_transposed(&mut latent, &columns(x, &p.g), &p.vt, r, self.d_in, false);
-                    let mut raw = vec![0f32; y.len()];
-                    times_transposed(&mut raw, &columns(&latent, &p.l), &p.u, self.d_out, r, false);
+                    let latent = p.vt.product(x, &p.g, p.precision);
+                    let raw = p.u.product(&latent, &p.l, p.precision);
                     y.par_chunks_mut(self.d_out).zip(raw.par_chunks(self.d_out)).for_each(|(y, raw)| {
                         y.iter_mut().zip(raw).zip(&p.h).for_each(|((y, r), h)| *y += r * h);
                     });
@@ -122,11 +152,8 @@ impl Linear {
             }
             (Weight::Binary(paths), mut grad) => {
                 for (i, (p, (latent, raw))) in paths.iter().zip(&tape.0).enumerate() {
-                    let r = p.l.len();
-                    let mut d_latent = vec![0f32; latent.len()];
-                    times(&mut d_latent, &columns(dy, &p.h), &p.u, r, self.d_out, false);
-                    let mut d_input = vec![0f32; dx.len()];
-                    times(&mut d_input, &columns(&d_latent, &p.l), &p.vt, self.d_in, r, false);
+                    let d_latent = p.ut.product(dy, &p.h, p.precision);
+                    let d_input = p.v.product(&d_latent, &p.l, p.precision);
                     if let Some(LinearGrad::Scales(grads)) = grad.as_deref_mut() {
                         let [dh, dl, dg] = &mut grads[i];
                         add_column_dots(dh, dy, raw);
@@ -153,7 +180,7 @@ impl Linear {
 }
 
 /// `x` with column j times `scale[j]`.
-fn columns(x: &[f32], scale: &[f32]) -> Vec<f32> {
+pub(super) fn columns(x: &[f32], scale: &[f32]) -> Vec<f32> {
     let mut y = vec![0f32; x.len()];
     let n = scale.len();
     y.par_chunks_mut(n).zip(x.par_chunks(n)).with_min_len(16).for_each(|(y, x)| {
@@ -165,7 +192,16 @@ fn columns(x: &[f32], scale: &[f32]) -> Vec<f32> {
 /// `out[j] += sum_t a[t, j] b[t, j]`.
 fn add_column_dots(out: &mut [f32], a: &[f32], b: &[f32]) {
     let n = out.len();
-    for (a, b) in a.chunks_exact(n).zip(b.chunks_exact(n)) {
-        out.iter_mut().zip(a).zip(b).for_each(|((o, a), b)| *o += a * b);
-    }
+    let parts: Vec<Vec<f32>> = a
+        .par_chunks(ROWS * n)
+        .zip(b.par_chunks(ROWS * n))
+        .map(|(a, b)| {
+            let mut part = vec![0f32; n];
+            for (a, b) in a.chunks_exact(n).zip(b.chunks_exact(n)) {
+                part.iter_mut().zip(a).zip(b).for_each(|((o, a), b)| *o += a * b);
+            }
+            part
+        })
+        .collect();
+    parts.iter().for_each(|part| out.iter_mut().zip(part).for_each(|(o, p)| *o += p));
 }

@@ -11,18 +11,22 @@
 mod attention;
 mod block;
 mod config;
+mod exponential;
 mod linear;
 mod load;
 mod model;
 mod norm;
 pub(crate) mod product;
 mod rope;
+mod signs;
 
 pub use block::{Block, BlockGrad, BlockTape, Site};
 pub use config::{Activation, Config, RopeStyle, SUPPORTED};
+pub use exponential::{exp_sum, log_sum_exp};
 pub use linear::{Binary, Linear, LinearGrad, LinearTape, Weight};
 pub use load::load;
 pub use model::{Model, ModelGrad, ModelTape};
+pub use signs::{Precision, Signs};
 
 #[cfg(test)]
 mod tests;

@@ -2,9 +2,11 @@
 
 use super::block::{Block, BlockGrad, BlockTape};
 use super::config::Config;
+use super::linear::Weight;
 use super::norm;
 use super::product::{times, times_transposed};
 use super::rope::Rotation;
+use super::signs::Precision;
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -49,6 +51,15 @@ impl Model {
     /// Tokens of the vocabulary.
     pub fn vocabulary(&self) -> usize {
         self.embeddings.len() / self.config.d_model
+    }
+
+    /// Sets the precision of all factorized layers.
+    pub fn set_precision(&mut self, precision: Precision) {
+        for linear in self.blocks.iter_mut().flat_map(|b| &mut b.linears).flatten() {
+            if let Weight::Binary(paths) = &mut linear.weight {
+                paths.iter_mut().for_each(|p| p.precision = precision);
+            }
+        }
     }
 
     /// Embedded tokens, `tokens x d_model`.

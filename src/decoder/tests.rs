@@ -18,12 +18,12 @@ fn linear(rng: &mut ChaCha8Rng, name: &str, d_out: usize, d_in: usize, paths: us
     let weight = if paths == 0 {
         Weight::Dense(vector(rng, d_out * d_in, 0.0, 0.5))
     } else {
-        let path = |(u, vt)| Binary {
-            h: vector(rng, d_out, 0.4, 0.2),
-            l: vector(rng, rank, 0.4, 0.2),
-            g: vector(rng, d_in, 0.4, 0.2),
-            u,
-            vt,
+        let path = |(u, vt): (Vec<f32>, Vec<f32>)| {
+            let scales = [d_out, rank, d_in].map(|n| vector(rng, n, 0.4, 0.2));
+            let mut path = Binary::new(scales, |i, k| u[i * rank + k] > 0.0, |k, j| vt[k * d_in + j] > 0.0);
+            // Finite differences need all bits.
+            path.precision = Precision::Full;
+            path
         };
         Weight::Binary(latent.into_iter().map(path).collect())
     };

@@ -3,7 +3,7 @@
 use super::adam::Relative;
 use super::parameters::{Kind, visit};
 use super::teacher::Teacher;
-use crate::decoder::Model;
+use crate::decoder::{Model, Precision, exp_sum};
 use rayon::prelude::*;
 
 /// How to distil.
@@ -48,6 +48,7 @@ pub fn distill(
 ) {
     let d = model.config.d_model;
     let mut states: Vec<Relative> = Vec::new();
+    model.set_precision(Precision::Coarse);
     let zero = model.zero_grad(false);
     visit(model, &zero, |_, p, _| states.push(Relative::new(p)));
     for k in 0..settings.steps {
@@ -89,6 +90,7 @@ pub fn distill(
         });
         progress(Step { step: k + 1, steps: settings.steps, kld });
     }
+    model.set_precision(Precision::Fine);
 }
 
 /// Mean KL divergence of rows of `logits` from those of `wanted`, and its gradient with respect to `logits`.
@@ -99,25 +101,22 @@ fn kl(logits: &[f32], mut wanted: Vec<f32>, vocabulary: usize) -> (f64, Vec<f32>
         .par_chunks_mut(vocabulary)
         .zip(wanted.par_chunks_mut(vocabulary))
         .map(|(q, p)| {
-            let (zq, zp) = (log_sum_exp(q), log_sum_exp(p));
-            let mut kl = 0f64;
-            for (q, p) in q.iter_mut().zip(p) {
-                let (log_q, log_p) = (*q - zq, *p - zp);
-                let weight = log_p.exp();
-                kl += f64::from(weight * (log_p - log_q));
-                *q = (log_q.exp() - weight) / rows as f32;
-            }
-            kl
+            // KL = sum p (x_p - x_q) + log Zq - log Zp, and its gradient is (q - p) / rows.
+            let max = |x: &[f32]| x.iter().fold(f32::NEG_INFINITY, |m, &x| m.max(x));
+            let (top_p, top_q) = (max(p), max(q));
+            let difference: Vec<f32> = p.iter().zip(&*q).map(|(p, q)| p - q).collect();
+            let (sum_p, sum_q) = (exp_sum(p, top_p), exp_sum(q, top_q));
+            let (by_p, by_q) = (1.0 / sum_p, 1.0 / sum_q);
+            let mean: f64 = p.iter().zip(&difference).map(|(p, d)| f64::from(p * by_p * d)).sum();
+            let each = 1.0 / rows as f32;
+            q.iter_mut().zip(&*p).for_each(|(q, p)| *q = (*q * by_q - p * by_p) * each);
+            let log = |sum: f32, top: f32| f64::from(sum).ln() + f64::from(top);
+            mean + log(sum_q, top_q) - log(sum_p, top_p)
         })
         .collect::<Vec<f64>>()
         .iter()
         .sum();
     (sum / rows as f64, gradient)
-}
-
-fn log_sum_exp(row: &[f32]) -> f32 {
-    let max = row.iter().fold(f32::NEG_INFINITY, |m, &x| m.max(x));
-    max + row.iter().map(|x| (x - max).exp()).sum::<f32>().ln()
 }
 
 #[cfg(test)]

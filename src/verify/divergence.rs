@@ -3,11 +3,11 @@
 //! The text is cut into windows of equal length, each is run alone, and the predictions of its second half are scored,
 //! so that every scored token has at least half a window of context.
 
-use crate::decoder::Model;
+use crate::decoder::{Model, exp_sum, log_sum_exp};
 use rayon::prelude::*;
 
 /// Positions whose logits are computed at once.
-const POSITIONS: usize = 64;
+const POSITIONS: usize = 256;
 
 /// A mean and its standard error.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
@@ -71,15 +71,13 @@ pub fn compare(
 
 /// Negative log likelihoods of `next` under both, divergence, whether the tops agree.
 fn score(p: &[f32], q: &[f32], next: usize) -> [f64; 4] {
-    let normaliser = |x: &[f32]| {
-        let max = x.iter().fold(f32::NEG_INFINITY, |m, &x| m.max(x));
-        f64::from(max) + x.iter().map(|x| f64::from((x - max).exp())).sum::<f64>().ln()
-    };
-    let (zp, zq) = (normaliser(p), normaliser(q));
-    let kld = p.iter().zip(q).map(|(p, q)| {
-        let (lp, lq) = (f64::from(*p) - zp, f64::from(*q) - zq);
-        lp.exp() * (lp - lq)
-    });
+    let (zp, zq) = (f64::from(log_sum_exp(p)), f64::from(log_sum_exp(q)));
+    let mut weights = p.to_vec();
+    exp_sum(&mut weights, zp as f32);
+    let kld = weights
+        .iter()
+        .zip(p.iter().zip(q))
+        .map(|(w, (p, q))| f64::from(*w) * ((f64::from(*p) - zp) - (f64::from(*q) - zq)));
     let top = |x: &[f32]| x.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(i, _)| i);
     let kld: f64 = kld.sum();
     [zp - f64::from(p[next]), zq - f64::from(q[next]), kld.max(0.0), f64::from(u8::from(top(p) == top(q)))]

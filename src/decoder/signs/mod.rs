@@ -1,0 +1,146 @@
+//! Products with fixed sign matrices for the forward and backward pass: `out = (x diag(s)) S^T`.
+//!
+//! The signs stay bits. The AVX-512 BF16 path turns 32 of them at a time into an operand of `vdpbf16ps`; x is split
+//! into as many bfloat16 terms as the [`Precision`] asks for, which is exact in the signs and accumulates in f32.
+//! Everywhere else the matrix is expanded and multiplied in f32.
+
+#[cfg(target_arch = "x86_64")]
+mod bf16;
+
+use super::product::times_transposed;
+use rayon::prelude::*;
+
+/// Rows of S that are computed together.
+const PANEL: usize = 32;
+
+/// How much of the activations a product keeps where it is computed in bfloat16.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// 8 bits, for training steps: the noise is far below that of a window of text.
+    Coarse,
+    /// 16 bits, as much as the run time keeps.
+    Fine,
+    /// 24 bits, all that f32 has.
+    Full,
+}
+
+impl Precision {
+    /// Terms of bfloat16.
+    #[cfg(target_arch = "x86_64")]
+    fn terms(self) -> usize {
+        match self {
+            Precision::Coarse => 1,
+            Precision::Fine => 2,
+            Precision::Full => 3,
+        }
+    }
+}
+
+/// A sign matrix S, `n x k`, in panels of 32 rows. Word `[n/32][k/2]` holds the signs of two columns: bit
+/// `2 (row % 32) + column % 2`, 1 = +1.
+#[derive(Clone, Debug)]
+pub struct Signs {
+    n: usize,
+    k: usize,
+    words: Vec<u64>,
+}
+
+impl Signs {
+    /// Signs of `f(row, column)`: `true` is +1.
+    pub fn from_fn(n: usize, k: usize, f: impl Fn(usize, usize) -> bool + Sync) -> Self {
+        let pairs = k.div_ceil(2);
+        let mut words = vec![0u64; n.div_ceil(PANEL) * pairs];
+        words.par_chunks_mut(pairs.max(1)).enumerate().for_each(|(panel, words)| {
+            let rows = PANEL.min(n - panel * PANEL);
+            for (pair, word) in words.iter_mut().enumerate() {
+                for row in 0..rows {
+                    for half in 0..2.min(k - 2 * pair) {
+                        *word |= u64::from(f(panel * PANEL + row, 2 * pair + half)) << (2 * row + half);
+                    }
+                }
+            }
+        });
+        Self { n, k, words }
+    }
+
+    /// Rows.
+    pub fn rows(&self) -> usize {
+        self.n
+    }
+
+    /// Whether (`row`, `column`) is +1.
+    pub fn is_plus(&self, row: usize, column: usize) -> bool {
+        let word = self.words[row / PANEL * self.k.div_ceil(2) + column / 2];
+        word >> (2 * (row % PANEL) + column % 2) & 1 == 1
+    }
+
+    /// S in f32, row-major.
+    pub fn to_row_major(&self) -> Vec<f32> {
+        let mut out = vec![0f32; self.n * self.k];
+        out.par_chunks_mut(self.k.max(1)).enumerate().for_each(|(i, row)| {
+            row.iter_mut().enumerate().for_each(|(j, x)| *x = if self.is_plus(i, j) { 1.0 } else { -1.0 });
+        });
+        out
+    }
+
+    /// `(x diag(scale)) S^T` for the rows of `x` (`tokens x k`): `tokens x n`. The same bits for any number of threads.
+    pub fn product(&self, x: &[f32], scale: &[f32], precision: Precision) -> Vec<f32> {
+        assert_eq!(scale.len(), self.k);
+        assert_eq!(x.len() % self.k, 0);
+        let mut out = vec![0f32; x.len() / self.k * self.n];
+        #[cfg(target_arch = "x86_64")]
+        if bf16::available() {
+            bf16::product(self, x, scale, precision.terms(), &mut out);
+            return out;
+        }
+        let _ = precision;
+        let scaled = super::linear::columns(x, scale);
+        times_transposed(&mut out, &scaled, &self.to_row_major(), self.n, self.k, false);
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::{Rng, SeedableRng};
+
+    #[test]
+    fn products_are_those_of_the_definition() {
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(5);
+        for (tokens, n, k) in [(1, 1, 1), (3, 32, 2), (13, 70, 33), (130, 64, 96), (97, 31, 101)] {
+            let pattern: Vec<bool> = (0..n * k).map(|_| rng.random()).collect();
+            let s = Signs::from_fn(n, k, |i, j| pattern[i * k + j]);
+            let x: Vec<f32> = (0..tokens * k).map(|_| rng.random_range(-1.0f32..1.0)).collect();
+            let scale: Vec<f32> = (0..k).map(|_| rng.random_range(-2.0f32..2.0)).collect();
+            for (precision, bound) in
+                [(Precision::Coarse, 4e-3), (Precision::Fine, 2e-5), (Precision::Full, 5e-7)]
+            {
+                let got = s.product(&x, &scale, precision);
+                for t in 0..tokens {
+                    for i in 0..n {
+                        let terms = (0..k).map(|j| {
+                            let v = f64::from(x[t * k + j]) * f64::from(scale[j]);
+                            if pattern[i * k + j] { v } else { -v }
+                        });
+                        let (want, size) = terms.fold((0.0, 0.0), |(s, a), v| (s + v, a + v.abs()));
+                        let error = (f64::from(got[t * n + i]) - want).abs();
+                        assert!(error <= bound * size, "{precision:?} {tokens}x{n}x{k}: off by {error}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn threads_do_not_matter() {
+        let s = Signs::from_fn(200, 300, |i, j| (i * 7 + j * j) % 3 == 0);
+        let x: Vec<f32> = (0..300 * 300).map(|i| (i as f32 * 0.37).sin()).collect();
+        let scale = vec![0.5f32; 300];
+        let on = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| s.product(&x, &scale, Precision::Fine))
+        };
+        assert_eq!(on(1), on(3));
+    }
+}
