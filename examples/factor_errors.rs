@@ -41,7 +41,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         if let (true, Ok(shape)) = (taken, factorizable(&t.name, &t.dims, t.ty))
             && shape.experts == 1
         {
-            let spec = MatrixSpec { name: t.name.clone(), d_out: shape.d_out, d_in: shape.d_in, experts: 1 };
+            let spec = MatrixSpec {
+                name: t.name.clone(),
+                d_out: shape.d_out,
+                d_in: shape.d_in,
+                experts: 1,
+                fixed: None,
+            };
             matrices.push((spec, gguf.read_f32(t)?));
         }
     }

@@ -151,6 +151,59 @@ fn embedding_type_is_honoured() {
 }
 
 #[test]
+fn rules_decide_on_single_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = small_model(dir.path(), untouched);
+    let out = dir.path().join("out.gguf");
+    let list = dir.path().join("rules.txt");
+    std::fs::write(&list, "# feed-forward part\n\nffn_=rank:96\nattn_=rank:64\n").unwrap();
+    let rules = ["--tensor-rule-file", s(&list), "--tensor-rule", "ffn_down=keep"];
+    let more = ["--tensor-rule", "attn_q=type:q8_0", "--bpw", "2.0"];
+    let shown = ok(&[&[s(&input), "--dry-run"][..], &rules, &more].concat());
+    assert!(shown.contains("rule ffn_down=keep: blk.0.ffn_down.weight"), "{shown}");
+    ok(&[&[s(&input), s(&out)][..], &rules, &more].concat());
+    let file = LittleBitFile::open(&out).unwrap();
+    let rank = |name: &str| file.matrices().iter().find(|m| m.name == name).map(|m| m.shape.rank);
+    assert_eq!(rank("blk.0.ffn_up"), Some(96));
+    assert_eq!(rank("blk.0.attn_k"), Some(64));
+    assert_eq!((rank("blk.0.ffn_down"), rank("blk.0.attn_q")), (None, None));
+    let source = Gguf::open(&input).unwrap();
+    let ty = |g: &Gguf, name: &str| g.tensor(name).unwrap().ty.name().to_string();
+    let down = "blk.0.ffn_down.weight";
+    assert_eq!(ty(&file.gguf, down), ty(&source, down));
+    assert_eq!(ty(&file.gguf, "blk.0.attn_q.weight").to_lowercase(), "q8_0");
+    let idle = fails(2, &[s(&input), "--dry-run", "--tensor-rule", "ffn_sideways=keep"]);
+    assert!(idle.contains("ffn_sideways=keep"), "{idle}");
+    std::fs::write(&list, "ffn_=rank:96\nattn_=rank:65\n").unwrap();
+    let line = fails(2, &[s(&input), "--dry-run", "--tensor-rule-file", s(&list)]);
+    assert!(line.contains("line 2") && line.contains("rank 65"), "{line}");
+}
+
+#[test]
+fn a_file_is_as_small_as_asked_and_as_large_as_announced() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = small_model(dir.path(), untouched);
+    let out = dir.path().join("out.gguf");
+    let bytes_of = |args: &[&str]| -> u64 {
+        let shown: Json = serde_json::from_str(&ok(args)).unwrap();
+        shown["plan"]["file_bytes"].as_u64().unwrap()
+    };
+    let smallest = bytes_of(&[s(&input), "--dry-run", "--json", "--rank", "32"]);
+    let mut last = 0;
+    for limit in [smallest, smallest + 3000, smallest + 20_000] {
+        let size = limit.to_string();
+        let announced = bytes_of(&[s(&input), "--dry-run", "--json", "--target-size", &size]);
+        ok(&[s(&input), s(&out), "--target-size", &size, "--force"]);
+        let real = std::fs::metadata(&out).unwrap().len();
+        assert_eq!(real, announced);
+        assert!(real <= limit && real > last, "{real} bytes for {limit}");
+        last = real;
+    }
+    let refused = fails(2, &[s(&input), "--dry-run", "--target-size", &(smallest - 1).to_string()]);
+    assert!(refused.contains(&smallest.to_string()), "{refused}");
+}
+
+#[test]
 fn refuses_bad_requests() {
     let dir = tempfile::tempdir().unwrap();
     let input = small_model(dir.path(), untouched);

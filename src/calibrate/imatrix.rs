@@ -173,7 +173,7 @@ mod tests {
     use crate::gguf::{TensorDesc, Writer};
 
     fn spec(name: &str, d_in: usize, experts: usize) -> MatrixSpec {
-        MatrixSpec { name: name.to_owned(), d_out: 8, d_in, experts }
+        MatrixSpec { name: name.to_owned(), d_out: 8, d_in, experts, fixed: None }
     }
 
     fn write(dir: &tempfile::TempDir, tensors: &[(&str, &[u64], Vec<f32>)]) -> PathBuf {

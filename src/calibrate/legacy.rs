@@ -161,7 +161,13 @@ mod tests {
         assert_eq!((im.dataset.as_str(), im.tokens), ("wiki.txt", None));
         assert_eq!(im.importance("a.weight", 0, 3), Some(&[1.0, 2.0, 0.0][..]));
         assert_eq!(im.importance("e.weight", 1, 2), Some(&[3.0, 4.0][..]));
-        let spec = |name: &str, d_in, experts| MatrixSpec { name: name.to_owned(), d_out: 4, d_in, experts };
+        let spec = |name: &str, d_in, experts| MatrixSpec {
+            name: name.to_owned(),
+            d_out: 4,
+            d_in,
+            experts,
+            fixed: None,
+        };
         assert!(im.check(&[spec("a.weight", 3, 1), spec("e.weight", 2, 2)]).unwrap().is_empty());
         let e = im.check(&[spec("e.weight", 3, 1)]).unwrap_err().to_string();
         assert!(e.contains("e.weight") && e.contains("another model"), "{e}");

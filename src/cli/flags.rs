@@ -5,8 +5,10 @@ use crate::factorize::{Method, Rotate};
 use crate::format::file::is_littlebit;
 use crate::gguf::{GgmlType, Gguf};
 use crate::job::Options;
+use crate::job::layout::Budget;
 use crate::job::tuned::{Calibration, Effort};
 use crate::plan::Target;
+use crate::plan::rules::{Rule, read_rules};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::path::{Path, PathBuf};
 
@@ -64,6 +66,15 @@ pub struct ConvertArgs {
     /// The same rank for every matrix (a multiple of 32) instead of a bit budget
     #[arg(long, value_name = "R", help_heading = "Size")]
     rank: Option<usize>,
+    /// Largest size of the whole file instead of a bit budget: bytes, or with k, M, G (1000) or Ki, Mi, Gi (1024)
+    #[arg(long, value_name = "SIZE", conflicts_with_all = ["rank", "bpw", "lossy"], value_parser = bytes, help_heading = "Size")]
+    target_size: Option<u64>,
+    /// REGEX=ACTION for weights whose name matches, the last match wins: bpw:B, rank:R, keep, or type:T; repeatable
+    #[arg(long, value_name = "RULE", value_parser = parse::<Rule>, help_heading = "Size")]
+    tensor_rule: Vec<Rule>,
+    /// File with one such rule in each line, before those of --tensor-rule
+    #[arg(long, value_name = "FILE", help_heading = "Size")]
+    tensor_rule_file: Option<PathBuf>,
     /// Paths per matrix: 2 adds a residual factorization of the same rank
     #[arg(long, value_name = "P", default_value_t = 1, help_heading = "Size")]
     paths: usize,
@@ -133,6 +144,27 @@ where
     text.parse::<T>().map_err(|e| e.to_string())
 }
 
+/// A size in bytes with an optional unit.
+fn bytes(text: &str) -> std::result::Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit: f64 = match &text[digits.len()..] {
+        "" | "B" => 1.0,
+        "k" | "K" | "kB" | "KB" => 1e3,
+        "M" | "MB" => 1e6,
+        "G" | "GB" => 1e9,
+        "Ki" | "KiB" => 1024.0,
+        "Mi" | "MiB" => 1_048_576.0,
+        "Gi" | "GiB" => 1_073_741_824.0,
+        other => return Err(format!("unknown unit '{other}'; there are k, M, G, Ki, Mi and Gi")),
+    };
+    let number: f64 = digits.parse().map_err(|_| format!("'{digits}' is not a number"))?;
+    let size = number * unit;
+    if !(1.0..1e18).contains(&size) {
+        return Err(format!("{text} is no size of a file"));
+    }
+    Ok(size as u64)
+}
+
 fn type_among(text: &str, allowed: &[GgmlType]) -> std::result::Result<GgmlType, String> {
     GgmlType::from_name(text).filter(|t| allowed.contains(t)).ok_or_else(|| {
         let names: Vec<_> = allowed.iter().map(|t| t.name().to_string()).collect();
@@ -185,11 +217,15 @@ impl ConvertArgs {
         if rotate.is_some() && self.method != Method::DualSvid {
             return Err(Error::usage("--rotate applies to --method dual-svid only"));
         }
+        let mut rules = self.tensor_rule_file.as_deref().map(read_rules).transpose()?.unwrap_or_default();
+        rules.extend(self.tensor_rule.iter().cloned());
         Ok(Options {
-            target: match self.rank {
-                Some(r) => Target::Rank(r),
-                None => Target::Bpw(self.bpw.unwrap_or(1.0)),
+            budget: match (self.rank, self.target_size) {
+                (Some(r), _) => Budget::Target(Target::Rank(r)),
+                (None, Some(bytes)) => Budget::FileSize(bytes),
+                (None, None) => Budget::Target(Target::Bpw(self.bpw.unwrap_or(1.0))),
             },
+            rules,
             paths: self.paths,
             method: self.method,
             rotate,

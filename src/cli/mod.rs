@@ -37,8 +37,8 @@ fn convert(args: &ConvertArgs) -> Result<()> {
     }
     let source = source::open(&args.input)?;
     if args.dry_run {
-        let plan = job::convert::dry_run(source.as_ref(), &options)?;
-        return summary::print_plan(&plan, args.json);
+        let outlook = job::layout::dry_run(source.as_ref(), &options)?;
+        return summary::print_plan(&outlook, args.json);
     }
     let mut progress = progress::Progress::new(args.json, args.quiet);
     let report = job::convert(source.as_ref(), args.output()?, &options, |e| progress.event(e))?;

@@ -74,6 +74,10 @@ impl Progress {
                 let style = ProgressStyle::with_template("{bar:30} {percent}%  ETA {eta}  {msg}");
                 self.bar.set_style(style.expect("the template is a constant"));
             }
+            Event::Rule { name, rule } => {
+                self.json_event(&serde_json::json!({ "event": "rule", "tensor": name, "rule": rule }));
+                self.line(&format!("rule {rule}: {name}"));
+            }
             Event::Warning(text) => {
                 self.json_event(&serde_json::json!({ "event": "warning", "text": text }));
                 self.line(&format!("warning: {text}"));

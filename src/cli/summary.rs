@@ -3,7 +3,7 @@
 use super::print_line;
 use crate::error::Result;
 use crate::job::Report;
-use crate::plan::Plan;
+use crate::job::layout::Outlook;
 
 /// `bytes` as a person reads it.
 pub fn size(bytes: u64) -> String {
@@ -104,19 +104,25 @@ pub fn print(report: &Report, json: bool) -> Result<()> {
 }
 
 /// Prints a plan: what a run would do.
-pub fn print_plan(plan: &Plan, json: bool) -> Result<()> {
+pub fn print_plan(outlook: &Outlook, json: bool) -> Result<()> {
     if json {
-        return print_line(&serde_json::json!({ "event": "planned", "plan": plan }).to_string());
+        return print_line(&serde_json::json!({ "event": "planned", "plan": outlook }).to_string());
     }
+    for (name, rule) in &outlook.ruled {
+        print_line(&format!("rule {rule}: {name}"))?;
+    }
+    let plan = &outlook.plan;
     for e in &plan.entries {
-        print_line(&format!("{:<40} rank {:<6} {:.4} bpw", e.name, e.rank, e.bpw))?;
+        print_line(&format!("{:<40} rank {:<6} {:>12} bits  {:.4} bpw", e.name, e.rank, e.bits, e.bpw))?;
     }
     print_line(&format!(
-        "{} matrices, {} weights, {} in factors, {:.4} bpw",
+        "{} matrices, {} weights, {} in factors, {:.4} bpw, file of {} bytes ({})",
         plan.entries.len(),
         plan.weights,
         size(plan.bits / 8),
-        plan.bpw
+        plan.bpw,
+        outlook.file_bytes,
+        size(outlook.file_bytes)
     ))
 }
 

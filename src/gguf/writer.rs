@@ -117,6 +117,11 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
+    /// Hands the sink back as it is.
+    pub fn into_inner(self) -> W {
+        self.out
+    }
+
     /// Hands the sink back once every announced tensor is written. The caller flushes it.
     pub fn finish(self) -> Result<W> {
         match self.tensors.get(self.next) {

@@ -1,6 +1,5 @@
 //! source -> plan -> factorize -> format, streamed tensor by tensor.
 
-use crate::arch;
 use crate::calibrate::imatrix::Imatrix;
 use crate::error::{Error, Result};
 use crate::factorize::{Job, Method, Rotate, factorize};
@@ -8,10 +7,12 @@ use crate::format::schema::{self, Part, key};
 use crate::format::{Factors, LittleBitFile, lossy};
 use crate::gguf::{GgmlType, Writer, encode};
 use crate::job::header::{Action, Summary, TOOL, base, describe, littlebit_kv, method_text};
+use crate::job::layout::{Budget, Layout};
 use crate::job::report::{Event, KeptReport, MatrixReport, Report};
 use crate::job::tuned::{self, Calibration, Prepared};
 use crate::job::{ordered, output};
-use crate::plan::{self, MatrixSpec, Plan, Target};
+use crate::plan::rules::Rule;
+use crate::plan::{MatrixSpec, Plan};
 use crate::source::TensorSource;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -19,8 +20,10 @@ use std::time::Instant;
 /// What a conversion should do.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Bits per factorized weight, or one rank for all matrices.
-    pub target: Target,
+    /// What the size is fixed by.
+    pub budget: Budget,
+    /// Rules for single tensors; the last that matches wins.
+    pub rules: Vec<Rule>,
     /// Paths per matrix, 1 or 2 (residual).
     pub paths: usize,
     /// Factorization method.
@@ -70,17 +73,17 @@ pub fn convert(
             "already a LittleBit file; compress the original model, or rebuild dense weights with --lossy TYPE",
         ));
     }
-    let (actions, specs) = sort_tensors(source, options)?;
-    if specs.is_empty() {
-        return Err(Error::unsupported(source.path(), "the model has no weight that can be factorized"));
+    let layout = Layout::new(source, options)?;
+    for (name, rule) in &layout.ruled {
+        progress(Event::Rule { name, rule });
     }
-    let imatrix = options.imatrix.as_deref().map(Imatrix::read).transpose()?;
-    if let Some(im) = &imatrix {
-        for warning in im.check(&specs)? {
+    if let Some(im) = &layout.imatrix {
+        for warning in im.check(&layout.specs)? {
             progress(Event::Warning(&warning));
         }
     }
-    let plan = plan::plan(&specs, options.target, options.paths, options.method)?;
+    let plan = layout.plan(source, options)?;
+    let Layout { actions, specs, imatrix, .. } = layout;
     progress(Event::Planned(&plan));
 
     let pool = rayon::ThreadPoolBuilder::new()
@@ -230,12 +233,6 @@ fn in_pool<T: Send>(
     })
 }
 
-/// The plan alone: what [`convert`] would do, without work on weights.
-pub fn dry_run(source: &dyn TensorSource, options: &Options) -> Result<Plan> {
-    let (_, specs) = sort_tensors(source, options)?;
-    plan::plan(&specs, options.target, options.paths, options.method)
-}
-
 /// Rebuilds the weights of a LittleBit file into a standard GGUF.
 pub fn expand(
     input: &Path,
@@ -250,55 +247,6 @@ pub fn expand(
     let w = lossy::expand(&source, ty, file.writer()?, progress).map_err(|e| at_output(e, target))?;
     file.commit(w)?;
     Ok(std::fs::metadata(target).map_err(|e| Error::io(target, "stat", e))?.len())
-}
-
-/// Decides for every tensor whether it is factorized.
-fn sort_tensors(source: &dyn TensorSource, options: &Options) -> Result<(Vec<Action>, Vec<MatrixSpec>)> {
-    let mut specs = Vec::new();
-    let has_output = source.tensors().iter().any(|t| t.name == "output.weight");
-    let mut actions = Vec::new();
-    for t in source.tensors() {
-        actions.push(match arch::factorizable(&t.name, &t.dims, t.ty) {
-            Ok(shape) => {
-                if !t.ty.can_dequantize() {
-                    return Err(Error::tensor(
-                        source.path(),
-                        &t.name,
-                        format!(
-                            "type {} cannot be read; convert the model to F16 first: \
-                             llama-quantize --allow-requantize IN.gguf OUT.gguf F16",
-                            t.ty.name()
-                        ),
-                    ));
-                }
-                specs.push(MatrixSpec {
-                    name: t.name.clone(),
-                    d_out: shape.d_out,
-                    d_in: shape.d_in,
-                    experts: shape.experts,
-                });
-                Action::Factorize(specs.len() - 1)
-            }
-            Err(reason) => {
-                let wanted = match t.name.as_str() {
-                    "token_embd.weight" if has_output => options.token_embedding_type,
-                    "token_embd.weight" => options.token_embedding_type.or(options.output_tensor_type),
-                    "output.weight" => options.output_tensor_type,
-                    _ => None,
-                };
-                let ty = wanted.unwrap_or(t.ty);
-                if ty.row_bytes(t.dims[0]).is_none() {
-                    return Err(Error::tensor(
-                        source.path(),
-                        &t.name,
-                        format!("rows of {} values cannot be stored as {}; choose f16", t.dims[0], ty.name()),
-                    ));
-                }
-                Action::Keep { ty, reason: reason.to_string() }
-            }
-        });
-    }
-    Ok((actions, specs))
 }
 
 /// Bytes of a kept tensor in its output type.

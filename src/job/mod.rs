@@ -6,6 +6,7 @@
 
 pub mod convert;
 mod header;
+pub mod layout;
 pub mod ordered;
 pub mod output;
 pub mod report;

@@ -9,6 +9,13 @@ use std::path::PathBuf;
 pub enum Event<'a> {
     /// Ranks are fixed; work begins.
     Planned(&'a Plan),
+    /// A rule of the user decides on a weight.
+    Rule {
+        /// Weight.
+        name: &'a str,
+        /// The rule.
+        rule: &'a str,
+    },
     /// Something the user should know that is not an error.
     Warning(&'a str),
     /// A stage of a calibrated conversion went on.

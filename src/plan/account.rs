@@ -1,6 +1,6 @@
 //! What one matrix costs at a given rank.
 
-use super::{MAX_RANK, MatrixSpec};
+use super::{MAX_RANK, MatrixSpec, Target};
 use crate::factorize::Method;
 use crate::format::factors::{RANK_STEP, slice_bits};
 
@@ -12,6 +12,8 @@ pub(super) struct Account {
     pub step: u64,
     /// Highest rank worth having.
     pub cap: usize,
+    /// Rank that a rule asks for.
+    pub pinned: Option<usize>,
     /// Bits at rank 0: the scales g and h.
     fixed: u64,
 }
@@ -25,7 +27,13 @@ impl Account {
             Method::DualSvid => spec.d_out.min(spec.d_in).next_multiple_of(RANK_STEP),
             Method::Admm => MAX_RANK,
         };
-        Self { weights: spec.weights(), step, cap: cap.clamp(RANK_STEP, MAX_RANK), fixed }
+        let cap = cap.clamp(RANK_STEP, MAX_RANK);
+        let mut account = Self { weights: spec.weights(), step, cap, pinned: None, fixed };
+        account.pinned = spec.fixed.map(|target| match target {
+            Target::Rank(rank) => rank.min(cap),
+            Target::Bpw(bpw) => account.largest_rank(account.share(bpw)),
+        });
+        account
     }
 
     /// Bits at `rank`, a multiple of [`RANK_STEP`].
@@ -38,8 +46,11 @@ impl Account {
         bpw * self.weights as f64
     }
 
-    /// Largest rank within `budget` bits, at least [`RANK_STEP`] and at most the cap.
+    /// Largest rank within `budget` bits, at least [`RANK_STEP`] and at most the cap; the pinned one if there is one.
     pub fn largest_rank(&self, budget: f64) -> usize {
+        if let Some(rank) = self.pinned {
+            return rank;
+        }
         let steps = ((budget - self.fixed as f64) / self.step as f64).floor();
         // A float that is negative or too large saturates in the cast.
         (steps as usize).saturating_mul(RANK_STEP).clamp(RANK_STEP, self.cap)

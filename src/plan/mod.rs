@@ -6,6 +6,7 @@
 //! steps for the matrices that were rounded down the most (largest remainder).
 
 mod account;
+pub mod rules;
 
 use crate::error::{Error, Result};
 use crate::factorize::Method;
@@ -29,7 +30,7 @@ pub enum Target {
 }
 
 /// One weight to be factorized.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct MatrixSpec {
     /// Name with its suffix `.weight`.
     pub name: String,
@@ -39,6 +40,8 @@ pub struct MatrixSpec {
     pub d_in: usize,
     /// Experts in the stack, 1 for an ordinary weight.
     pub experts: usize,
+    /// What a rule of the user fixes for it.
+    pub fixed: Option<Target>,
 }
 
 impl MatrixSpec {
@@ -81,7 +84,8 @@ pub struct Plan {
 /// Fixes the rank of every matrix.
 ///
 /// With [`Target::Bpw`] the total stays at or below the target, unless even the lowest rank of every matrix takes
-/// more. Matrices whose lowest rank exceeds their share ([`PlanEntry::floor_bound`]) take it from the others. [`Method::DualSvid`] caps ranks at `min(d_out, d_in)` rounded up
+/// more. A matrix that a rule fixes ([`MatrixSpec::fixed`]) gets what the rule says, and the others share what is left.
+/// Matrices whose lowest rank exceeds their share ([`PlanEntry::floor_bound`]) take it from the others. [`Method::DualSvid`] caps ranks at `min(d_out, d_in)` rounded up
 /// to [`RANK_STEP`], because a singular value decomposition has no more terms to give.
 ///
 /// # Errors
@@ -92,14 +96,16 @@ pub fn plan(specs: &[MatrixSpec], target: Target, paths: usize, method: Method) 
     let ranks = match target {
         Target::Rank(rank) => {
             check_rank(rank)?;
-            accounts.iter().map(|a| rank.min(a.cap)).collect()
+            accounts.iter().map(|a| a.pinned.unwrap_or(rank.min(a.cap))).collect()
         }
         Target::Bpw(bpw) => {
             check_bpw(bpw)?;
             within_budget(specs, &accounts, bpw)
         }
     };
-    let over = |a: &Account| matches!(target, Target::Bpw(bpw) if a.bits(RANK_STEP) as f64 > a.share(bpw));
+    let over = |a: &Account| {
+        a.pinned.is_none() && matches!(target, Target::Bpw(bpw) if a.bits(RANK_STEP) as f64 > a.share(bpw))
+    };
     let entries: Vec<PlanEntry> = specs
         .iter()
         .zip(&accounts)
@@ -158,7 +164,8 @@ fn within_budget(specs: &[MatrixSpec], accounts: &[Account], bpw: f64) -> Vec<us
     // not matter.
     let remainder =
         |i: usize| (accounts[i].share(level) - accounts[i].bits(ranks[i]) as f64) / accounts[i].step as f64;
-    let mut order: Vec<usize> = (0..accounts.len()).filter(|&i| remainder(i) > 0.0).collect();
+    let mut order: Vec<usize> =
+        (0..accounts.len()).filter(|&i| accounts[i].pinned.is_none() && remainder(i) > 0.0).collect();
     order.sort_by(|&a, &b| remainder(b).total_cmp(&remainder(a)).then(specs[a].name.cmp(&specs[b].name)));
     for i in order {
         if ranks[i] < accounts[i].cap && accounts[i].step <= left {

@@ -4,7 +4,7 @@ use crate::format::schema::{self, Shape};
 use proptest::prelude::*;
 
 fn spec(name: &str, d_out: usize, d_in: usize, experts: usize) -> MatrixSpec {
-    MatrixSpec { name: name.to_owned(), d_out, d_in, experts }
+    MatrixSpec { name: name.to_owned(), d_out, d_in, experts, fixed: None }
 }
 
 fn usage(r: Result<Plan>, word: &str) {

@@ -1,0 +1,183 @@
+//! What becomes of every tensor, and how large the file will be: everything that is known before heavy work.
+
+use crate::arch;
+use crate::calibrate::imatrix::Imatrix;
+use crate::error::{Error, Result};
+use crate::format::schema;
+use crate::gguf::{GgmlType, Writer};
+use crate::job::convert::Options;
+use crate::job::header::{Action, Summary, describe, littlebit_kv};
+use crate::plan::rules::{Rule, RuleAction, Rules};
+use crate::plan::{self, MAX_BPW, MatrixSpec, Plan, Target};
+use crate::source::TensorSource;
+use serde::Serialize;
+
+/// What the size of the output is fixed by.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Budget {
+    /// Bits per factorized weight, or one rank.
+    Target(Target),
+    /// Bytes of the whole file at most.
+    FileSize(u64),
+}
+
+/// The tensors of a source, sorted.
+pub(super) struct Layout {
+    /// One for each tensor of the source.
+    pub actions: Vec<Action>,
+    /// The weights to factorize.
+    pub specs: Vec<MatrixSpec>,
+    /// Names of weights that a rule decides on, and the rule.
+    pub ruled: Vec<(String, String)>,
+    /// The importance matrix of the options.
+    pub imatrix: Option<Imatrix>,
+}
+
+/// What [`convert`](super::convert()) would do.
+#[derive(Debug, Serialize)]
+pub struct Outlook {
+    /// Ranks and bits.
+    #[serde(flatten)]
+    pub plan: Plan,
+    /// Bytes of the file, exactly (of a LittleBit GGUF).
+    pub file_bytes: u64,
+    /// Weights that a rule decides on, and the rule.
+    pub ruled: Vec<(String, String)>,
+}
+
+/// The plan alone, without work on weights.
+///
+/// # Errors
+/// As [`convert`](super::convert()), as far as they can be seen without reading weights.
+pub fn dry_run(source: &dyn TensorSource, options: &Options) -> Result<Outlook> {
+    let layout = Layout::new(source, options)?;
+    let plan = layout.plan(source, options)?;
+    let file_bytes = layout.file_bytes(source, options, &plan)?;
+    Ok(Outlook { plan, file_bytes, ruled: layout.ruled })
+}
+
+impl Layout {
+    /// Decides for every tensor whether it is factorized.
+    pub fn new(source: &dyn TensorSource, options: &Options) -> Result<Self> {
+        let mut rules = Rules::new(&options.rules);
+        let (mut actions, mut specs, mut ruled) = (Vec::new(), Vec::new(), Vec::new());
+        let has_output = source.tensors().iter().any(|t| t.name == "output.weight");
+        for t in source.tensors() {
+            let stored = |wanted: Option<GgmlType>, reason: String| {
+                let ty = wanted.unwrap_or(t.ty);
+                if ty.row_bytes(t.dims[0]).is_none() {
+                    return Err(Error::tensor(
+                        source.path(),
+                        &t.name,
+                        format!("rows of {} values cannot be stored as {}; choose f16", t.dims[0], ty.name()),
+                    ));
+                }
+                Ok(Action::Keep { ty, reason })
+            };
+            let readable = || {
+                if t.ty.can_dequantize() {
+                    return Ok(());
+                }
+                Err(Error::tensor(
+                    source.path(),
+                    &t.name,
+                    format!(
+                        "type {} cannot be read; convert the model to F16 first: \
+                         llama-quantize --allow-requantize IN.gguf OUT.gguf F16",
+                        t.ty.name()
+                    ),
+                ))
+            };
+            actions.push(match arch::factorizable(&t.name, &t.dims, t.ty) {
+                Ok(shape) => {
+                    let rule: Option<&Rule> = rules.find(&t.name)?;
+                    if let Some(rule) = rule {
+                        ruled.push((t.name.clone(), rule.to_string()));
+                    }
+                    let fixed = match rule.map(|r| (r, r.action)) {
+                        Some((rule, RuleAction::Keep)) => {
+                            actions.push(stored(None, format!("rule {rule}"))?);
+                            continue;
+                        }
+                        Some((rule, RuleAction::Type(ty))) => {
+                            readable()?;
+                            actions.push(stored(Some(ty), format!("rule {rule}"))?);
+                            continue;
+                        }
+                        Some((_, RuleAction::Bpw(b))) => Some(Target::Bpw(b)),
+                        Some((_, RuleAction::Rank(r))) => Some(Target::Rank(r)),
+                        None => None,
+                    };
+                    readable()?;
+                    specs.push(MatrixSpec {
+                        name: t.name.clone(),
+                        d_out: shape.d_out,
+                        d_in: shape.d_in,
+                        experts: shape.experts,
+                        fixed,
+                    });
+                    Action::Factorize(specs.len() - 1)
+                }
+                Err(reason) => {
+                    let wanted = match t.name.as_str() {
+                        "token_embd.weight" if has_output => options.token_embedding_type,
+                        "token_embd.weight" => options.token_embedding_type.or(options.output_tensor_type),
+                        "output.weight" => options.output_tensor_type,
+                        _ => None,
+                    };
+                    stored(wanted, reason.to_string())?
+                }
+            });
+        }
+        rules.finish()?;
+        if specs.is_empty() {
+            return Err(Error::unsupported(source.path(), "no weight is left that can be factorized"));
+        }
+        let imatrix = options.imatrix.as_deref().map(Imatrix::read).transpose()?;
+        Ok(Self { actions, specs, ruled, imatrix })
+    }
+
+    /// Ranks within the budget.
+    pub fn plan(&self, source: &dyn TensorSource, options: &Options) -> Result<Plan> {
+        let at = |target| plan::plan(&self.specs, target, options.paths, options.method);
+        let limit = match options.budget {
+            Budget::Target(target) => return at(target),
+            Budget::FileSize(limit) => limit,
+        };
+        // More bits per weight never give a smaller file: bisection, until no rank can lie between.
+        let (mut fits, mut exceeds) = (0.0, MAX_BPW);
+        let mut best = at(Target::Bpw(f64::MIN_POSITIVE))?;
+        let smallest = self.file_bytes(source, options, &best)?;
+        if smallest > limit {
+            return Err(Error::usage(format!(
+                "no file of this model is as small as {limit} bytes: at the lowest ranks it takes {smallest}; \
+                 a smaller --token-embedding-type or --output-tensor-type may help"
+            )));
+        }
+        for _ in 0..30 {
+            let level = f64::midpoint(fits, exceeds);
+            let trial = at(Target::Bpw(level))?;
+            if self.file_bytes(source, options, &trial)? <= limit {
+                (fits, best) = (level, trial);
+            } else {
+                exceeds = level;
+            }
+        }
+        Ok(best)
+    }
+
+    /// Bytes of the LittleBit GGUF of a plan.
+    fn file_bytes(&self, source: &dyn TensorSource, options: &Options, plan: &Plan) -> Result<u64> {
+        let options = &Options { lossy: None, ..options.clone() };
+        let (descriptors, _) = describe(source, &self.actions, &self.specs, plan, options);
+        // Figures have the same length whatever their value; so has the checksum.
+        let sha256 = "0".repeat(64);
+        let imatrix = self.imatrix.as_ref();
+        let summary = Summary { n_params: 0, bpw: 0.0, bpw_file: 0.0, sha256, imatrix, calibration: None };
+        let kv = littlebit_kv(source, &descriptors, options, &summary);
+        let pad = |n: u64| n.next_multiple_of(schema::ALIGNMENT);
+        let data: u64 = descriptors.iter().map(|d| pad(d.nbytes().unwrap_or(0))).sum();
+        let header = Writer::new(Vec::new(), &kv, descriptors, schema::ALIGNMENT)?.into_inner().len() as u64;
+        Ok(header + data)
+    }
+}
