@@ -51,7 +51,7 @@ pub struct BlockGrad {
 }
 
 /// What the backward pass needs of the forward pass.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct BlockTape {
     x: Vec<f32>,
     /// Inputs of the linear layers by site.
@@ -70,6 +70,14 @@ impl BlockTape {
     /// Inputs of the linear layers by site; the rest is dropped.
     pub fn into_inputs(self) -> [Vec<f32>; 4] {
         self.inputs
+    }
+
+    /// Drops what only the backward pass needs, and the inputs of the sites before `site`.
+    pub fn shed(&mut self, site: Site) {
+        self.tapes = Default::default();
+        self.raw_outputs = Default::default();
+        (self.raw_joined, self.joined, self.gate_up) = Default::default();
+        self.inputs[..site as usize].iter_mut().for_each(|x| *x = Vec::new());
     }
 
     /// Input of the linear layers at `site`, `tokens x d_in`.
@@ -196,57 +204,78 @@ impl Block {
         x: Vec<f32>,
         length: usize,
     ) -> (Vec<f32>, BlockTape) {
-        let tokens = x.len() / c.d_model;
+        let mut tape = self.begin(c, x);
+        for site in [Site::Attention, Site::Output, Site::Feed] {
+            self.advance(c, rotation, &mut tape, site, length);
+        }
+        (self.finish(c, &mut tape), tape)
+    }
+
+    /// The pass up to the input of the first site.
+    pub fn begin(&self, c: &Config, x: Vec<f32>) -> BlockTape {
         let attn_in = norm::forward(&x, &self.norms[0], c.eps);
-        let (mut joined, t0) = site_forward(&self.linears[0], &attn_in);
-        let mut raw_joined = Vec::new();
-        if self.head_norms.iter().any(Option::is_some) {
-            raw_joined = joined.clone();
-        }
-        let heads = c.heads + c.heads_kv;
-        joined.par_chunks_mut(c.joined()).enumerate().for_each(|(t, row)| {
-            for (i, head) in row[..heads * c.d_key].chunks_exact_mut(c.d_key).enumerate() {
-                if let Some(w) = &self.head_norms[usize::from(i >= c.heads)] {
-                    let normed = norm::forward(head, w, c.eps);
-                    head.copy_from_slice(&normed);
+        let inputs = [attn_in, Vec::new(), Vec::new(), Vec::new()];
+        BlockTape { x, inputs, ..BlockTape::default() }
+    }
+
+    /// Goes on from the input of `site` to that of the next; from the last, [`finish`](Self::finish) does.
+    pub fn advance(&self, c: &Config, rotation: &Rotation, tape: &mut BlockTape, site: Site, length: usize) {
+        let i = site as usize;
+        let (mut out, linear_tapes) = site_forward(&self.linears[i], &tape.inputs[i]);
+        tape.tapes[i] = linear_tapes;
+        match site {
+            Site::Attention => {
+                if self.head_norms.iter().any(Option::is_some) {
+                    tape.raw_joined = out.clone();
                 }
-                rotation.forward(head, t % length);
+                let heads = c.heads + c.heads_kv;
+                out.par_chunks_mut(c.joined()).enumerate().for_each(|(t, row)| {
+                    for (i, head) in row[..heads * c.d_key].chunks_exact_mut(c.d_key).enumerate() {
+                        if let Some(w) = &self.head_norms[usize::from(i >= c.heads)] {
+                            let normed = norm::forward(head, w, c.eps);
+                            head.copy_from_slice(&normed);
+                        }
+                        rotation.forward(head, t % length);
+                    }
+                });
+                tape.inputs[1] = attention::forward(&self.shape(c, out.len() / c.joined(), length), &out);
+                tape.joined = out;
             }
-        });
-        let attended = attention::forward(&self.shape(c, tokens, length), &joined);
-        let (mut out, t1) = site_forward(&self.linears[1], &attended);
-        let mut raw_outputs = [Vec::new(), Vec::new()];
-        if let Some(w) = &self.post_norms[0] {
-            let normed = norm::forward(&out, w, c.eps);
-            raw_outputs[0] = std::mem::replace(&mut out, normed);
+            Site::Output => {
+                self.after(c, 0, &mut out, &mut tape.raw_outputs[0]);
+                add(&mut out, &tape.x);
+                tape.inputs[2] = norm::forward(&out, &self.norms[1], c.eps);
+                tape.middle = out;
+            }
+            Site::Feed => {
+                let mut gated = vec![0f32; out.len() / 2];
+                gated.par_chunks_mut(c.d_ff).zip(out.par_chunks(2 * c.d_ff)).for_each(|(y, gu)| {
+                    let (g, u) = gu.split_at(c.d_ff);
+                    gate(c.activation, g, y, &mut vec![0f32; c.d_ff]);
+                    y.iter_mut().zip(u).for_each(|(y, u)| *y *= u);
+                });
+                tape.inputs[3] = gated;
+                tape.gate_up = out;
+            }
+            Site::Down => unreachable!("the last site ends in `finish`"),
         }
-        add(&mut out, &x);
-        let middle = out;
-        let feed_in = norm::forward(&middle, &self.norms[1], c.eps);
-        let (gate_up, t2) = site_forward(&self.linears[2], &feed_in);
-        let mut gated = vec![0f32; tokens * c.d_ff];
-        gated.par_chunks_mut(c.d_ff).zip(gate_up.par_chunks(2 * c.d_ff)).for_each(|(y, gu)| {
-            let (g, u) = gu.split_at(c.d_ff);
-            gate(c.activation, g, y, &mut vec![0f32; c.d_ff]);
-            y.iter_mut().zip(u).for_each(|(y, u)| *y *= u);
-        });
-        let (mut y, t3) = site_forward(&self.linears[3], &gated);
-        if let Some(w) = &self.post_norms[1] {
-            let normed = norm::forward(&y, w, c.eps);
-            raw_outputs[1] = std::mem::replace(&mut y, normed);
+    }
+
+    /// The output of the block, from the input of the last site.
+    pub fn finish(&self, c: &Config, tape: &mut BlockTape) -> Vec<f32> {
+        let (mut y, linear_tapes) = site_forward(&self.linears[3], &tape.inputs[3]);
+        tape.tapes[3] = linear_tapes;
+        self.after(c, 1, &mut y, &mut tape.raw_outputs[1]);
+        add(&mut y, &tape.middle);
+        y
+    }
+
+    /// Post norm number `i`, if the block has it; `raw` keeps what went in.
+    fn after(&self, c: &Config, i: usize, out: &mut Vec<f32>, raw: &mut Vec<f32>) {
+        if let Some(w) = &self.post_norms[i] {
+            let normed = norm::forward(out, w, c.eps);
+            *raw = std::mem::replace(out, normed);
         }
-        add(&mut y, &middle);
-        let tape = BlockTape {
-            x,
-            inputs: [attn_in, attended, feed_in, gated],
-            tapes: [t0, t1, t2, t3],
-            raw_joined,
-            joined,
-            raw_outputs,
-            middle,
-            gate_up,
-        };
-        (y, tape)
     }
 
     /// Gradient with respect to the block's input; those of parameters are added to `grad`.

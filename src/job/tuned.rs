@@ -3,7 +3,7 @@
 
 use crate::calibrate::moments::Moments;
 use crate::calibrate::text;
-use crate::decoder::{self, Binary, Block, Model, Site, Weight};
+use crate::decoder::{self, Binary, Block, BlockTape, Model, Site, Weight};
 use crate::error::{Error, Result};
 use crate::factorize::{self, Job, Method, polish};
 use crate::format::Factors;
@@ -169,12 +169,14 @@ fn sequential(
             tapes.push(tape.into_inputs());
             *x = y;
         }
+        // The compressed stream goes from site to site, past layers that are factorized by then.
+        let mut states: Vec<BlockTape> =
+            xq.iter_mut().map(|x| model.blocks[b].begin(&model.config, std::mem::take(x))).collect();
         for site in Site::ALL {
             let d_in = model.blocks[b].linears[site as usize][0].d_in;
             let mut moments = Moments::new(d_in);
-            for (x, source) in xq.iter().zip(&tapes) {
-                let (_, tape) = forward(&compressed.blocks[b], x);
-                moments.add(&source[site as usize], tape.input(site));
+            for (state, source) in states.iter().zip(&tapes) {
+                moments.add(&source[site as usize], state.input(site));
             }
             let importance = moments.importance();
             let metric = polish::metric(&moments.compressed(), d_in);
@@ -205,9 +207,15 @@ fn sequential(
                 seconds.insert(l.name.clone(), started.elapsed().as_secs_f64());
                 all.insert(l.name.clone(), Factors { paths: options.paths, slices: outcome.paths });
             }
-        }
-        for x in &mut xq {
-            *x = forward(&compressed.blocks[b], x).0;
+            let (block, c) = (&compressed.blocks[b], &model.config);
+            for (state, x) in states.iter_mut().zip(&mut xq) {
+                if site == Site::Down {
+                    *x = block.finish(c, state);
+                } else {
+                    block.advance(c, rotation, state, site, WINDOW);
+                }
+                state.shed(site);
+            }
         }
         let drift = drift(&xf, &xq);
         progress(Event::Stage {

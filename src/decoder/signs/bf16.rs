@@ -23,9 +23,11 @@ pub fn product(s: &Signs, x: &[f32], scale: &[f32], terms: usize, out: &mut [f32
     let pairs = k.div_ceil(2);
     out.par_chunks_mut(TASK * n).zip(x.par_chunks(TASK * k)).for_each(|(out, x)| {
         let mut packed = vec![0u32; terms * pairs * ROWS];
+        let (mut rest, mut line) = (Vec::new(), Vec::new());
         for (out, x) in out.chunks_mut(ROWS * n).zip(x.chunks(ROWS * k)) {
             let rows = x.len() / k;
-            pack(x, scale, terms, rows, &mut packed);
+            // SAFETY: the features are there.
+            unsafe { pack(x, scale, terms, rows, [&mut rest, &mut line], &mut packed) };
             let run = |panel: usize, words: &[u64]| {
                 let width = PANEL.min(n - panel * PANEL);
                 // SAFETY: the features are there, `tile` checks nothing else that it relies on: `packed` holds
@@ -43,26 +45,38 @@ pub fn product(s: &Signs, x: &[f32], scale: &[f32], terms: usize, out: &mut [f32
     });
 }
 
-/// Terms of `x diag(scale)` as `[term][pair][row]`, each a pair of neighbouring columns.
-fn pack(x: &[f32], scale: &[f32], terms: usize, rows: usize, packed: &mut [u32]) {
-    let k = scale.len();
-    let pairs = k.div_ceil(2);
+/// Terms of `x diag(scale)` as `[term][pair][row]`, each a pair of neighbouring columns. `rest` and `line` hold a row.
+#[target_feature(enable = "avx512f,avx512bw")]
+fn pack(
+    x: &[f32],
+    scale: &[f32],
+    terms: usize,
+    rows: usize,
+    [rest, line]: [&mut Vec<u32>; 2],
+    packed: &mut [u32],
+) {
+    let (k, pairs) = (scale.len(), scale.len().div_ceil(2));
+    rest.clear();
+    rest.resize(2 * pairs, 0);
+    line.resize(pairs, 0);
+    let rest: &mut [f32] = bytemuck::cast_slice_mut(rest);
     for (row, x) in x.chunks_exact(k).enumerate() {
-        for pair in 0..pairs {
-            let at = |c: usize| if c < k { x[c] * scale[c] } else { 0.0 };
-            let (mut first, mut second) = (at(2 * pair), at(2 * pair + 1));
-            for term in 0..terms {
-                let (a, b) = (round(first), round(second));
-                packed[(term * pairs + pair) * rows + row] = a >> 16 | b;
-                first -= f32::from_bits(a);
-                second -= f32::from_bits(b);
+        rest.iter_mut().zip(x).zip(scale).for_each(|((r, x), s)| *r = x * s);
+        for term in 0..terms {
+            for (pair, r) in line.iter_mut().zip(rest.as_chunks_mut::<2>().0) {
+                let (a, b) = (round(r[0]), round(r[1]));
+                *pair = a >> 16 | b;
+                r[0] -= f32::from_bits(a);
+                r[1] -= f32::from_bits(b);
             }
+            let to = packed[term * pairs * rows..].iter_mut().skip(row).step_by(rows);
+            to.zip(&*line).for_each(|(to, pair)| *to = *pair);
         }
     }
 }
 
 /// Bits of the nearest bfloat16, in the upper half.
-#[inline]
+#[inline(always)]
 fn round(x: f32) -> u32 {
     let bits = x.to_bits();
     // Not finite: adding could carry out of the exponent.
