@@ -270,14 +270,15 @@ fn unwritable_output_leaves_nothing() {
 }
 
 #[test]
-fn full_disk_names_the_tensor_and_leaves_nothing() {
+fn full_disk_names_the_tensor_and_keeps_finished_work() {
     let dir = tempfile::tempdir().unwrap();
     let input = small_model(dir.path(), untouched);
     let small = dir.path().join("small-disk");
     std::fs::create_dir(&small).unwrap();
     // A tmpfs of 16 KiB in a mount namespace of its own; the file needs about 30 KiB.
     let script = format!(
-        "mount -t tmpfs -o size=16k none {0} && {1} {2} {0}/out.gguf --rank 32; code=$?; ls -A {0}; exit $code",
+        "mount -t tmpfs -o size=16k none {0} && {1} {2} {0}/out.gguf --rank 32; code=$?; ls -A {0}; \
+         mount -o remount,size=1m {0} && {1} {2} {0}/out.gguf --rank 32 -q && ls -A {0}; exit $code",
         s(&small),
         support::BIN,
         s(&input)
@@ -288,8 +289,50 @@ fn full_disk_names_the_tensor_and_leaves_nothing() {
     let out = std::process::Command::new("unshare").args(flags).args(["sh", "-c", &script]).output().unwrap();
     let (stdout, stderr) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     assert_eq!(out.status.code(), Some(1), "{stderr}");
-    assert!(stderr.contains("No space left") && stderr.contains("out.gguf"), "{stderr}");
-    assert_eq!(stdout.trim(), "", "something was left on the full disk");
+    assert!(stderr.contains("No space left") && stderr.contains("'blk.0."), "{stderr}");
+    assert!(stderr.contains("finished work is kept in"), "{stderr}");
+    // First only the work, after more space was made only the output.
+    assert!(stdout.starts_with("out.gguf.work\n"), "{stdout}");
+    assert_eq!(stdout.lines().last(), Some("out.gguf"), "{stdout}");
+    assert_eq!(stdout.matches("out.gguf.work").count(), 1, "{stdout}");
+}
+
+/// A run whose work folder holds only part of the matrices gives the bytes of one that was never cut off.
+#[test]
+fn goes_on_from_finished_work() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = small_model(dir.path(), untouched);
+    let (straight, out, work) = (dir.path().join("a.gguf"), dir.path().join("b.gguf"), dir.path().join("w"));
+    ok(&[s(&input), s(&straight), "--rank", "32", "--method", "dual-svid"]);
+    // The file cannot be made, all records can.
+    let device = std::path::Path::new("/dev/full/out.gguf");
+    let e =
+        fails(1, &[s(&input), s(device), "--rank", "32", "--method", "dual-svid", "--work-dir", s(&work)]);
+    assert!(e.contains("out.gguf"), "{e}");
+    assert!(!work.exists(), "nothing was finished, and a folder was left");
+    let args = [s(&input), s(&out), "--method", "dual-svid", "--work-dir", s(&work)];
+    for keep in 0..3 {
+        let mut child = std::process::Command::new(support::BIN)
+            .args(args)
+            .args(["--rank", "32", "--force"])
+            .spawn()
+            .unwrap();
+        let records = || std::fs::read_dir(&work).map_or(0, |d| d.count());
+        while records() < 3 + 2 * keep && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(std::time::Duration::from_micros(50));
+        }
+        let _ = child.kill();
+        child.wait().unwrap();
+        if out.exists() {
+            break;
+        }
+        let e = fails(2, &[&args[..], &["--rank", "64", "--force"]].concat());
+        assert!(e.contains("bits per weight was") && e.contains("--work-dir"), "{e}");
+    }
+    ok(&[&args[..], &["--rank", "32", "--force"]].concat());
+    assert_eq!(std::fs::read(&straight).unwrap(), std::fs::read(&out).unwrap());
+    let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|f| f.unwrap().file_name()).collect();
+    assert!(!work.exists() && left.len() == 3, "{left:?}");
 }
 
 #[test]

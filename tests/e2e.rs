@@ -328,6 +328,48 @@ fn other_tools_of_the_patched_build_work() {
     assert!(all.contains("Final estimate: PPL ="), "{all}");
 }
 
+/// Killed again and again, in factorization and in tuning, a calibrated conversion still gives the same bytes.
+#[test]
+fn killed_runs_go_on_to_the_same_bytes() {
+    let f = files();
+    let docs = var("LITTLEBIT_LLAMA_SOURCE").join("docs");
+    let calibration = f.path("kill-calibration.txt");
+    let text: String = std::fs::read_to_string(docs.join("build.md")).unwrap().chars().take(8000).collect();
+    std::fs::write(&calibration, text).unwrap();
+    let (straight, cut) = (f.path("straight.gguf"), f.path("cut.gguf"));
+    let command = |out: &Path| {
+        let mut c = Command::new(support::BIN);
+        c.arg(f.f32()).arg(out).arg("--calibration").arg(&calibration);
+        c.args(["--tensor-rule", r"blk\.([2-9]|\d\d)\.=keep", "--iterations", "4", "--effort", "fast", "-q"]);
+        c.args(["--tune-steps", "12"]);
+        c
+    };
+    let started = std::time::Instant::now();
+    success("the straight run", &mut command(&straight));
+    let whole = started.elapsed();
+    let mut kills = 0;
+    while !cut.exists() {
+        let mut child = command(&cut).spawn().unwrap();
+        let until = std::time::Instant::now() + whole.mul_f64(0.35);
+        while std::time::Instant::now() < until && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        // Checkpoints come every twenty seconds; after three kills the run is left alone.
+        if kills < 3 && child.try_wait().unwrap().is_none() {
+            child.kill().unwrap();
+            kills += 1;
+        }
+        child.wait().unwrap();
+    }
+    assert!(kills > 0, "the run ended before it could be killed");
+    println!("{kills} kills");
+    assert!(
+        std::fs::read(&straight).unwrap() == std::fs::read(&cut).unwrap(),
+        "other bytes after {kills} kills"
+    );
+    assert!(!f.path("cut.gguf.work").exists());
+}
+
 /// A calibrated conversion: its own figures are those of llama.cpp on the file that it wrote, and it is worth it.
 #[test]
 fn perplexity_of_a_calibrated_model_is_llama_cpps() {

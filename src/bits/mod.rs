@@ -39,6 +39,8 @@ struct Line([u8; 64]);
 
 /// A `rows x cols` matrix over {-1, +1}, in the tile layout, 64-byte aligned.
 #[derive(Clone)]
+#[cfg_attr(feature = "convert", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "convert", serde(into = "Plain", try_from = "Plain"))]
 pub struct SignMatrix {
     rows: usize,
     cols: usize,
@@ -123,6 +125,30 @@ impl SignMatrix {
             self.row_f32(row, chunk);
         }
         out
+    }
+}
+
+/// A sign matrix as it is serialised.
+#[cfg(feature = "convert")]
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Plain {
+    rows: usize,
+    cols: usize,
+    tile: Vec<u8>,
+}
+
+#[cfg(feature = "convert")]
+impl From<SignMatrix> for Plain {
+    fn from(m: SignMatrix) -> Self {
+        Self { rows: m.rows, cols: m.cols, tile: m.as_bytes().to_vec() }
+    }
+}
+
+#[cfg(feature = "convert")]
+impl TryFrom<Plain> for SignMatrix {
+    type Error = TileError;
+    fn try_from(p: Plain) -> Result<Self, TileError> {
+        Self::from_tile(p.rows, p.cols, &p.tile)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::decoder::product::transposed_times;
 use crate::error::{Error, Result};
-use faer::linalg::solvers::Solve;
+use faer::linalg::solvers::{Llt, Solve};
 use faer::{Mat, Side};
 
 /// `E[xq xq^T]` of the compressed stream and `E[xf xq^T]` across both, row-major `d x d`.
@@ -50,36 +50,59 @@ impl Moments {
         self.compressed.iter().map(|x| x / n).collect()
     }
 
-    /// The asymmetric target `T = W + alpha W (C - H) (H + damp mean(diag H) I)^-1` for a weight `w` (row-major
-    /// `d_out x d`): what W would have to be on the compressed stream to give what it gives on the source's, the
-    /// error feedback of GPTQ put before a factorization.
+    /// What the targets of the layers that read these inputs share. `None` if all of them are zero.
     ///
     /// # Errors
-    /// [`Error::Numeric`] if the moments are not finite.
-    pub fn target(&self, name: &str, w: &[f32], alpha: f64, damp: f64) -> Result<Vec<f32>> {
+    /// [`Error::Numeric`], for `name`, if the moments are not finite.
+    pub fn correction(&self, name: &str, alpha: f64, damp: f64) -> Result<Option<Correction>> {
         let d = self.d;
         let n = self.tokens.max(1) as f64;
         let at = |x: &[f32], i: usize, j: usize| f64::from(x[i * d + j]) / n;
         let mean = (0..d).map(|i| at(&self.compressed, i, i)).sum::<f64>() / d as f64;
         if mean == 0.0 {
-            return Ok(w.to_vec());
+            return Ok(None);
         }
-        let rows = w.len() / d;
         let h =
             Mat::from_fn(d, d, |i, j| at(&self.compressed, i, j) + if i == j { damp * mean } else { 0.0 });
-        let difference = Mat::from_fn(d, d, |i, j| at(&self.cross, i, j) - at(&self.compressed, i, j));
+        let difference =
+            Mat::from_fn(d, d, |i, j| alpha * (at(&self.cross, i, j) - at(&self.compressed, i, j)));
+        let factor = h.llt(Side::Lower).map_err(|_| not_finite(name))?;
+        Ok(Some(Correction { difference, factor }))
+    }
+}
+
+fn not_finite(name: &str) -> Error {
+    Error::Numeric { matrix: name.to_owned(), what: "its inputs' moments are not finite".into() }
+}
+
+/// The drift of a compressed stream that the weights which read it can make up for.
+#[derive(Debug)]
+pub struct Correction {
+    /// `alpha (C - H)`.
+    difference: Mat<f64>,
+    /// Of `H + damp mean(diag H) I`.
+    factor: Llt<f64>,
+}
+
+impl Correction {
+    /// The asymmetric target `T = W + alpha W (C - H) (H + damp mean(diag H) I)^-1` for a weight `w` (row-major
+    /// `d_out x d`): what W would have to be on the compressed stream to give what it gives on the source's, the
+    /// error feedback of GPTQ put before a factorization.
+    ///
+    /// # Errors
+    /// [`Error::Numeric`], for `name`, if it is not finite.
+    pub fn target(&self, name: &str, w: &[f32]) -> Result<Vec<f32>> {
+        let d = self.difference.nrows();
+        let rows = w.len() / d;
         let weight = Mat::from_fn(rows, d, |i, j| f64::from(w[i * d + j]));
-        let moved = &weight * &difference;
-        let failed =
-            || Error::Numeric { matrix: name.to_owned(), what: "its inputs' moments are not finite".into() };
-        let factor = h.llt(Side::Lower).map_err(|_| failed())?;
-        let solved = factor.solve(moved.transpose());
+        let moved = &weight * &self.difference;
+        let solved = self.factor.solve(moved.transpose());
         let target: Vec<f32> = (0..rows)
             .flat_map(|i| (0..d).map(move |j| (i, j)))
-            .map(|(i, j)| (weight[(i, j)] + alpha * solved[(j, i)]) as f32)
+            .map(|(i, j)| (weight[(i, j)] + solved[(j, i)]) as f32)
             .collect();
         if target.iter().any(|x| !x.is_finite()) {
-            return Err(failed());
+            return Err(not_finite(name));
         }
         Ok(target)
     }
@@ -102,7 +125,7 @@ mod tests {
         let mut m = Moments::new(4);
         m.add(&f, &q);
         let w: Vec<f32> = (0..12).map(|i| i as f32 * 0.3 - 1.0).collect();
-        let t = m.target("w", &w, 1.0, 0.01).unwrap();
+        let t = m.correction("w", 1.0, 0.01).unwrap().unwrap().target("w", &w).unwrap();
         assert!(t.iter().zip(&w).all(|(a, b)| (a - b).abs() < 1e-5));
     }
 
@@ -112,7 +135,7 @@ mod tests {
         let mut m = Moments::new(4);
         m.add(&f, &q);
         let w: Vec<f32> = (0..8).map(|i| i as f32 * 0.3 - 1.0).collect();
-        let t = m.target("w", &w, 1.0, 1e-9).unwrap();
+        let t = m.correction("w", 1.0, 1e-9).unwrap().unwrap().target("w", &w).unwrap();
         for (k, (t, w)) in t.iter().zip(&w).enumerate() {
             let scale = 0.5 + (k % 4) as f32;
             assert!((t * scale - w).abs() < 1e-3, "{t} {w}");

@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::factorize::{Method, Rotate};
 use crate::format::file::is_littlebit;
-use crate::gguf::{GgmlType, Gguf};
+use crate::gguf::{GgmlType, Gguf, encode};
 use crate::job::Options;
 use crate::job::layout::Budget;
 use crate::job::tuned::{Calibration, Effort};
@@ -11,6 +11,7 @@ use crate::plan::Target;
 use crate::plan::rules::{Rule, read_rules};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 const EXAMPLES: &str = "Examples:
   littlebit-convert model.safetensors model-LB1.0.gguf
@@ -106,6 +107,9 @@ pub struct ConvertArgs {
     /// Distillation steps instead of the effort's; 0 turns it off
     #[arg(long, value_name = "N", requires = "calibration", help_heading = "Method")]
     tune_steps: Option<usize>,
+    /// Time for the whole calibrated run (90s, 40m, 2h) instead of a number of steps; the result depends on the machine
+    #[arg(long, value_name = "TIME", requires = "calibration", conflicts_with = "tune_steps", value_parser = duration, help_heading = "Method")]
+    time_budget: Option<Duration>,
     /// Text to compare the result with its source on, other than the calibration text: perplexity, divergence
     #[arg(long, value_name = "FILE", num_args = 1.., requires = "calibration", help_heading = "Output")]
     eval: Vec<PathBuf>,
@@ -119,6 +123,10 @@ pub struct ConvertArgs {
     /// be a model to compress or an existing LittleBit GGUF.
     #[arg(long, value_name = "TYPE", value_parser = lossy_type, help_heading = "Output")]
     lossy: Option<GgmlType>,
+    /// Folder where finished pieces are kept until the output is complete; the same command goes on from there after
+    /// an interruption [default: OUTPUT.work]
+    #[arg(long, value_name = "DIR", help_heading = "Run")]
+    work_dir: Option<PathBuf>,
     /// Replace an existing output file
     #[arg(long, help_heading = "Output")]
     force: bool,
@@ -165,6 +173,19 @@ fn bytes(text: &str) -> std::result::Result<u64, String> {
     Ok(size as u64)
 }
 
+/// A time with its unit.
+fn duration(text: &str) -> std::result::Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match &text[digits.len()..] {
+        "" | "s" => 1.0,
+        "m" | "min" => 60.0,
+        "h" => 3600.0,
+        other => return Err(format!("unknown unit '{other}'; there are s, m and h")),
+    };
+    let number: f64 = digits.parse().map_err(|_| format!("'{digits}' is not a number"))?;
+    Duration::try_from_secs_f64(number * unit).map_err(|e| format!("{text}: {e}"))
+}
+
 fn type_among(text: &str, allowed: &[GgmlType]) -> std::result::Result<GgmlType, String> {
     GgmlType::from_name(text).filter(|t| allowed.contains(t)).ok_or_else(|| {
         let names: Vec<_> = allowed.iter().map(|t| t.name().to_string()).collect();
@@ -173,7 +194,7 @@ fn type_among(text: &str, allowed: &[GgmlType]) -> std::result::Result<GgmlType,
 }
 
 fn stored_type(text: &str) -> std::result::Result<GgmlType, String> {
-    type_among(text, &[GgmlType::F32, GgmlType::F16, GgmlType::BF16, GgmlType::Q8_0])
+    type_among(text, &encode::TYPES)
 }
 
 fn lossy_type(text: &str) -> std::result::Result<GgmlType, String> {
@@ -237,11 +258,13 @@ impl ConvertArgs {
                 files: self.calibration.clone(),
                 effort: self.effort,
                 steps: self.tune_steps,
+                time_budget: self.time_budget,
                 evaluation: self.eval.clone(),
             }),
             token_embedding_type: self.token_embedding_type,
             output_tensor_type: self.output_tensor_type,
             lossy: self.lossy,
+            work_dir: self.work_dir.clone(),
             force: self.force,
         })
     }

@@ -82,6 +82,10 @@ impl Progress {
                 self.json_event(&serde_json::json!({ "event": "warning", "text": text }));
                 self.line(&format!("warning: {text}"));
             }
+            Event::Note(text) => {
+                self.json_event(&serde_json::json!({ "event": "note", "text": text }));
+                self.line(text);
+            }
             Event::Stage { name, done, total, value } => {
                 self.json_event(&serde_json::json!({
                     "event": "stage", "stage": name, "done": done, "total": total, "value": value

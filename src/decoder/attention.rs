@@ -101,8 +101,7 @@ impl Shape {
 
 /// Softmax of one row in place.
 pub fn softmax(row: &mut [f32]) {
-    let max = row.iter().fold(f32::NEG_INFINITY, |m, &x| m.max(x));
-    let inverse = 1.0 / super::exp_sum(row, max);
+    let inverse = 1.0 / super::exp_below_max(row).1;
     row.iter_mut().for_each(|x| *x *= inverse);
 }
 

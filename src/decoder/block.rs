@@ -87,7 +87,7 @@ impl BlockTape {
 }
 
 fn site_forward(linears: &[Linear], x: &[f32]) -> (Vec<f32>, Vec<LinearTape>) {
-    let (mut outs, mut tapes): (Vec<_>, Vec<_>) = linears.iter().map(|l| l.forward(x)).unzip();
+    let (mut outs, tapes): (Vec<_>, Vec<_>) = linears.iter().map(|l| l.forward(x)).unzip();
     if outs.len() == 1 {
         return (outs.remove(0), tapes);
     }
@@ -101,7 +101,6 @@ fn site_forward(linears: &[Linear], x: &[f32]) -> (Vec<f32>, Vec<LinearTape>) {
             at += l.d_out;
         }
     });
-    tapes.shrink_to_fit();
     (y, tapes)
 }
 
@@ -181,6 +180,11 @@ impl Block {
         let optional = self.post_norms.iter().chain(&self.head_norms).flatten();
         let norms = self.norms.iter().chain(optional).map(|n| vec![0.0; n.len()]).collect();
         BlockGrad { linears, norms }
+    }
+
+    /// The rotation of this block among those of [`Model::rotations`](super::Model::rotations).
+    pub fn rotation<'a>(&self, rotations: &'a [Rotation; 2]) -> &'a Rotation {
+        &rotations[usize::from(self.window.is_some())]
     }
 
     fn shape(&self, c: &Config, tokens: usize, length: usize) -> attention::Shape {

@@ -30,36 +30,25 @@ fn exp(x: f32) -> f32 {
 }
 
 #[inline(always)]
-fn exp_sum_of(x: &mut [f32], shift: f32) -> f32 {
-    // Sixteen running sums, whatever the vectors' width.
-    let mut sums = [0f32; 16];
+fn exp_below_max_of(x: &mut [f32]) -> (f32, f32) {
+    // Sixteen running maxima and sums, whatever the vectors' width.
+    let (mut tops, mut sums) = ([f32::NEG_INFINITY; 16], [0f32; 16]);
     let (chunks, rest) = x.as_chunks_mut::<16>();
+    for chunk in &*chunks {
+        chunk.iter().zip(&mut tops).for_each(|(x, top)| *top = top.max(*x));
+    }
+    let max = tops.iter().chain(&*rest).fold(f32::NEG_INFINITY, |m, &x| m.max(x));
     for chunk in chunks {
         for (x, s) in chunk.iter_mut().zip(&mut sums) {
-            *x = exp(*x - shift);
+            *x = exp(*x - max);
             *s += *x;
         }
     }
     for (x, s) in rest.iter_mut().zip(&mut sums) {
-        *x = exp(*x - shift);
+        *x = exp(*x - max);
         *s += *x;
     }
-    sums.iter().sum()
-}
-
-#[inline(always)]
-fn sum_of(x: &[f32], shift: f32) -> f32 {
-    let mut sums = [0f32; 16];
-    let (chunks, rest) = x.as_chunks::<16>();
-    for chunk in chunks {
-        for (x, s) in chunk.iter().zip(&mut sums) {
-            *s += exp(*x - shift);
-        }
-    }
-    for (x, s) in rest.iter().zip(&mut sums) {
-        *s += exp(*x - shift);
-    }
-    sums.iter().sum()
+    (max, sums.iter().sum())
 }
 
 #[inline(always)]
@@ -95,23 +84,14 @@ macro_rules! dispatched {
 }
 
 dispatched!(
-    /// Replaces every `x` by `e^(x - shift)` and returns their sum.
-    exp_sum => exp_sum_of(x: &mut [f32], shift: f32) -> f32
-);
-dispatched!(
-    /// The sum of `e^(x - shift)`.
-    shifted_sum => sum_of(x: &[f32], shift: f32) -> f32
+    /// Replaces every `x` by `e^(x - max)`; returns the largest `x` and the sum of the exponentials, whose
+    /// `max + ln(sum)` is `ln(sum e^x)`.
+    exp_below_max => exp_below_max_of(x: &mut [f32]) -> (f32, f32)
 );
 dispatched!(
     /// `1 / (1 + e^-x)` of every element.
     sigmoid => sigmoid_of(x: &[f32], out: &mut [f32])
 );
-
-/// `ln(sum e^x)`.
-pub fn log_sum_exp(x: &[f32]) -> f32 {
-    let max = x.iter().fold(f32::NEG_INFINITY, |m, &x| m.max(x));
-    max + shifted_sum(x, max).ln()
-}
 
 #[cfg(test)]
 mod tests {
@@ -136,14 +116,17 @@ mod tests {
     fn sums_and_sigmoids_on_every_path_are_the_same_bits() {
         let x: Vec<f32> = (0..1003).map(|i| (i as f32 * 0.7).sin() * 30.0).collect();
         let (mut a, mut b) = (x.clone(), x.clone());
-        assert_eq!(exp_sum(&mut a, 30.0).to_bits(), exp_sum_of(&mut b, 30.0).to_bits());
+        let (max, sum) = exp_below_max(&mut a);
+        assert_eq!(
+            [max, sum].map(f32::to_bits),
+            <[f32; 2]>::from(exp_below_max_of(&mut b)).map(f32::to_bits)
+        );
         assert_eq!(a, b);
-        assert_eq!(shifted_sum(&x, 30.0).to_bits(), sum_of(&x, 30.0).to_bits());
         let (mut a, mut b) = (x.clone(), x.clone());
         sigmoid(&x, &mut a);
         sigmoid_of(&x, &mut b);
         assert_eq!(a, b);
         let direct = x.iter().map(|&x| f64::from(x).exp()).sum::<f64>().ln();
-        assert!((f64::from(log_sum_exp(&x)) - direct).abs() < 1e-5);
+        assert!((f64::from(max) + f64::from(sum).ln() - direct).abs() < 1e-5);
     }
 }

@@ -41,21 +41,19 @@ impl Binary {
         Self { h, l, g, u, ut, vt, v, precision: Precision::Fine }
     }
 
-    /// U.
-    pub fn u(&self) -> &Signs {
-        &self.u
+    /// Takes the scales of `p`, a path of the same signs or one whose product is zero.
+    pub fn set_scales(&mut self, p: &FactorPath) {
+        [self.h, self.l, self.g] = scales_of(p);
     }
+}
 
-    /// V^T.
-    pub fn vt(&self) -> &Signs {
-        &self.vt
-    }
+fn scales_of(p: &FactorPath) -> [Vec<f32>; 3] {
+    [&p.h, &p.l, &p.g].map(|x| x.iter().map(|x| x.to_f32()).collect())
 }
 
 impl From<&FactorPath> for Binary {
     fn from(p: &FactorPath) -> Self {
-        let wide = |x: &[half::f16]| x.iter().map(|x| x.to_f32()).collect();
-        Self::new([wide(&p.h), wide(&p.l), wide(&p.g)], |i, k| p.u.is_plus(i, k), |k, j| p.vt.is_plus(k, j))
+        Self::new(scales_of(p), |i, k| p.u.is_plus(i, k), |k, j| p.vt.is_plus(k, j))
     }
 }
 

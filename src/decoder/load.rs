@@ -9,12 +9,51 @@ use crate::source::TensorSource;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-struct Reader<'a> {
+/// Reads a decoder part by part.
+pub struct Loader<'a> {
     source: &'a dyn TensorSource,
     index: HashMap<&'a str, usize>,
+    config: Config,
 }
 
-impl Reader<'_> {
+impl<'a> Loader<'a> {
+    /// Reads the description of the graph.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if it is not one of [`super::SUPPORTED`].
+    pub fn new(source: &'a dyn TensorSource) -> Result<Self> {
+        let config = Config::from_kv(source.path(), source.kv())?;
+        let index = source.tensors().iter().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect();
+        Ok(Self { source, index, config })
+    }
+
+    /// The model without its blocks.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] for a missing or misshapen tensor.
+    pub fn frame(&self) -> Result<Model> {
+        let c = self.config.clone();
+        let rows = self.index.get("token_embd.weight");
+        let rows = rows.and_then(|&i| self.source.tensors()[i].dims.get(1).copied());
+        let vocabulary = rows.unwrap_or(0) as usize;
+        let embeddings = Arc::new(self.need("token_embd.weight", &[c.d_model, vocabulary])?);
+        let head = match self.optional("output.weight", &[c.d_model, vocabulary])? {
+            Some(head) => Arc::new(head),
+            None => embeddings.clone(),
+        };
+        let long = c.context > c.original_context;
+        let mut rope_factors = self.optional("rope_freqs.weight", &[c.rope_dims / 2])?;
+        if rope_factors.is_none() && (long || c.arch == "phi3") {
+            rope_factors = self.optional("rope_factors_short.weight", &[c.rope_dims / 2])?;
+        }
+        let norm = self.need("output_norm.weight", &[c.d_model])?;
+        let head_bias = match c.arch.as_str() {
+            "qwen2" | "phi3" => self.optional("output.bias", &[vocabulary])?,
+            _ => None,
+        };
+        Ok(Model { config: c, embeddings, head, head_bias, norm, blocks: Vec::new(), rope_factors })
+    }
+
     fn optional(&self, name: &str, dims: &[usize]) -> Result<Option<Vec<f32>>> {
         let Some(&i) = self.index.get(name) else { return Ok(None) };
         let have = &self.source.tensors()[i].dims;
@@ -50,78 +89,68 @@ impl Reader<'_> {
         l.bias.iter_mut().flatten().for_each(|b| *b *= l.scale);
         Ok(l)
     }
+
+    /// Block `i`.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] for a missing or misshapen tensor.
+    pub fn block(&self, i: usize) -> Result<Block> {
+        let (r, c) = (self, &self.config);
+        let at = |name: &str| format!("blk.{i}.{name}");
+        let d = c.d_model;
+        let (q, k, v) = (c.heads * c.d_key, c.heads_kv * c.d_key, c.heads_kv * c.d_value);
+        let joined = r.index.contains_key(at("attn_qkv.weight").as_str());
+        let attention = if joined {
+            let mut l = r.linear(&at("attn_qkv"), q + k + v, d)?;
+            if l.bias.is_none() {
+                let part = |name: &str, n| r.optional(&at(name), &[n]);
+                let parts = [part("attn_q.bias", q)?, part("attn_k.bias", k)?, part("attn_v.bias", v)?];
+                l.bias = parts.into_iter().collect::<Option<Vec<_>>>().map(|p| p.concat());
+            }
+            vec![l]
+        } else {
+            vec![
+                r.linear(&at("attn_q"), q, d)?,
+                r.linear(&at("attn_k"), k, d)?,
+                r.linear(&at("attn_v"), v, d)?,
+            ]
+        };
+        // phi3 stores gate and up in one tensor called up.
+        let feed = if r.index.contains_key(at("ffn_gate.weight").as_str()) {
+            vec![r.feed(c, &at("ffn_gate"), c.d_ff, d)?, r.feed(c, &at("ffn_up"), c.d_ff, d)?]
+        } else {
+            vec![r.feed(c, &at("ffn_up"), 2 * c.d_ff, d)?]
+        };
+        let post = |name: &str| match c.arch.as_str() {
+            "gemma3" => r.need(&at(name), &[d]).map(Some),
+            _ => Ok(None),
+        };
+        let head = |name: &str| match c.arch.as_str() {
+            "gemma3" | "qwen3" => r.need(&at(name), &[c.d_key]).map(Some),
+            _ => Ok(None),
+        };
+        Ok(Block {
+            linears: [
+                attention,
+                vec![r.linear(&at("attn_output"), d, c.heads * c.d_value)?],
+                feed,
+                vec![r.feed(c, &at("ffn_down"), d, c.d_ff)?],
+            ],
+            norms: [r.need(&at("attn_norm.weight"), &[d])?, r.need(&at("ffn_norm.weight"), &[d])?],
+            post_norms: [post("post_attention_norm.weight")?, post("post_ffw_norm.weight")?],
+            head_norms: [head("attn_q_norm.weight")?, head("attn_k_norm.weight")?],
+            window: c.windows[i],
+        })
+    }
 }
 
 /// Reads all weights in f32.
 ///
 /// # Errors
-/// [`Error::Unsupported`] if the graph is not one of [`super::SUPPORTED`], [`Error::Tensor`] for a missing or
-/// misshapen tensor.
+/// As those of [`Loader`].
 pub fn load(source: &dyn TensorSource) -> Result<Model> {
-    let c = Config::from_kv(source.path(), source.kv())?;
-    let index = source.tensors().iter().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect();
-    let r = Reader { source, index };
-    let rows = r.index.get("token_embd.weight").and_then(|&i| source.tensors()[i].dims.get(1).copied());
-    let vocabulary = rows.unwrap_or(0) as usize;
-    let embeddings = Arc::new(r.need("token_embd.weight", &[c.d_model, vocabulary])?);
-    let head = match r.optional("output.weight", &[c.d_model, vocabulary])? {
-        Some(head) => Arc::new(head),
-        None => embeddings.clone(),
-    };
-    let long = c.context > c.original_context;
-    let mut rope_factors = r.optional("rope_freqs.weight", &[c.rope_dims / 2])?;
-    if rope_factors.is_none() && (long || c.arch == "phi3") {
-        rope_factors = r.optional("rope_factors_short.weight", &[c.rope_dims / 2])?;
-    }
-    let blocks = (0..c.blocks).map(|i| block(&r, &c, i)).collect::<Result<_>>()?;
-    let norm = r.need("output_norm.weight", &[c.d_model])?;
-    let head_bias = match c.arch.as_str() {
-        "qwen2" | "phi3" => r.optional("output.bias", &[vocabulary])?,
-        _ => None,
-    };
-    Ok(Model { config: c, embeddings, head, head_bias, norm, blocks, rope_factors })
-}
-
-fn block(r: &Reader, c: &Config, i: usize) -> Result<Block> {
-    let at = |name: &str| format!("blk.{i}.{name}");
-    let d = c.d_model;
-    let (q, k, v) = (c.heads * c.d_key, c.heads_kv * c.d_key, c.heads_kv * c.d_value);
-    let joined = r.index.contains_key(at("attn_qkv.weight").as_str());
-    let attention = if joined {
-        let mut l = r.linear(&at("attn_qkv"), q + k + v, d)?;
-        if l.bias.is_none() {
-            let part = |name: &str, n| r.optional(&at(name), &[n]);
-            let parts = [part("attn_q.bias", q)?, part("attn_k.bias", k)?, part("attn_v.bias", v)?];
-            l.bias = parts.into_iter().collect::<Option<Vec<_>>>().map(|p| p.concat());
-        }
-        vec![l]
-    } else {
-        vec![r.linear(&at("attn_q"), q, d)?, r.linear(&at("attn_k"), k, d)?, r.linear(&at("attn_v"), v, d)?]
-    };
-    // phi3 stores gate and up in one tensor called up.
-    let feed = if r.index.contains_key(at("ffn_gate.weight").as_str()) {
-        vec![r.feed(c, &at("ffn_gate"), c.d_ff, d)?, r.feed(c, &at("ffn_up"), c.d_ff, d)?]
-    } else {
-        vec![r.feed(c, &at("ffn_up"), 2 * c.d_ff, d)?]
-    };
-    let post = |name: &str| match c.arch.as_str() {
-        "gemma3" => r.need(&at(name), &[d]).map(Some),
-        _ => Ok(None),
-    };
-    let head = |name: &str| match c.arch.as_str() {
-        "gemma3" | "qwen3" => r.need(&at(name), &[c.d_key]).map(Some),
-        _ => Ok(None),
-    };
-    Ok(Block {
-        linears: [
-            attention,
-            vec![r.linear(&at("attn_output"), d, c.heads * c.d_value)?],
-            feed,
-            vec![r.feed(c, &at("ffn_down"), d, c.d_ff)?],
-        ],
-        norms: [r.need(&at("attn_norm.weight"), &[d])?, r.need(&at("ffn_norm.weight"), &[d])?],
-        post_norms: [post("post_attention_norm.weight")?, post("post_ffw_norm.weight")?],
-        head_norms: [head("attn_q_norm.weight")?, head("attn_k_norm.weight")?],
-        window: c.windows[i],
-    })
+    let loader = Loader::new(source)?;
+    let mut model = loader.frame()?;
+    model.blocks = (0..model.config.blocks).map(|i| loader.block(i)).collect::<Result<_>>()?;
+    Ok(model)
 }

@@ -22,10 +22,11 @@ mod signs;
 
 pub use block::{Block, BlockGrad, BlockTape, Site};
 pub use config::{Activation, Config, RopeStyle, SUPPORTED};
-pub use exponential::{exp_sum, log_sum_exp};
+pub use exponential::exp_below_max;
 pub use linear::{Binary, Linear, LinearGrad, LinearTape, Weight};
-pub use load::load;
+pub use load::{Loader, load};
 pub use model::{Model, ModelGrad, ModelTape};
+pub use rope::Rotation;
 pub use signs::{Precision, Signs};
 
 #[cfg(test)]

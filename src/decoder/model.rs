@@ -45,6 +45,7 @@ pub struct ModelTape {
     pub blocks: Vec<BlockTape>,
     /// Residual stream after the last block.
     pub x: Vec<f32>,
+    rotations: [Rotation; 2],
 }
 
 impl Model {
@@ -79,17 +80,12 @@ impl Model {
         })
     }
 
-    /// The rotation of block `i` among [`rotations`](Self::rotations).
-    pub fn rotation<'a>(&self, rotations: &'a [Rotation; 2], i: usize) -> &'a Rotation {
-        &rotations[usize::from(self.blocks[i].window.is_some())]
-    }
-
     /// Residual stream after all blocks; tapes are dropped at once.
     pub fn stream(&self, tokens: &[u32], length: usize) -> Vec<f32> {
         let rotations = self.rotations(length);
         let mut x = self.embed(tokens);
-        for (i, b) in self.blocks.iter().enumerate() {
-            x = b.forward(&self.config, self.rotation(&rotations, i), x, length).0;
+        for b in &self.blocks {
+            x = b.forward(&self.config, b.rotation(&rotations), x, length).0;
         }
         x
     }
@@ -99,12 +95,12 @@ impl Model {
         let rotations = self.rotations(length);
         let mut x = self.embed(tokens);
         let mut blocks = Vec::with_capacity(self.blocks.len());
-        for (i, b) in self.blocks.iter().enumerate() {
-            let (y, tape) = b.forward(&self.config, self.rotation(&rotations, i), x, length);
+        for b in &self.blocks {
+            let (y, tape) = b.forward(&self.config, b.rotation(&rotations), x, length);
             blocks.push(tape);
             x = y;
         }
-        ModelTape { blocks, x }
+        ModelTape { blocks, x, rotations }
     }
 
     /// Normalised rows of the residual stream, what the head reads.
@@ -153,10 +149,9 @@ impl Model {
 
     /// Runs the blocks backward from `dx`, the gradient of the residual stream; returns that of the embeddings.
     pub fn backward(&self, tape: &ModelTape, dx: Vec<f32>, length: usize, grad: &mut ModelGrad) -> Vec<f32> {
-        let rotations = self.rotations(length);
         let mut dx = dx;
         for (i, b) in self.blocks.iter().enumerate().rev() {
-            let rotation = self.rotation(&rotations, i);
+            let rotation = b.rotation(&tape.rotations);
             dx = b.backward(&self.config, rotation, &tape.blocks[i], dx, length, &mut grad.blocks[i]);
         }
         dx

@@ -8,6 +8,7 @@ pub const RANK_STEP: usize = 32;
 
 /// One path: `diag(h) U diag(l) V^T diag(g)`.
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "convert", derive(serde::Serialize, serde::Deserialize))]
 pub struct FactorPath {
     /// U, `d_out x r`.
     pub u: SignMatrix,
@@ -67,6 +68,7 @@ impl FactorPath {
 
 /// All slices of one weight: `experts * paths` of equal shape and rank, path fastest.
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "convert", derive(serde::Serialize, serde::Deserialize))]
 pub struct Factors {
     /// Paths per matrix, 1 or 2.
     pub paths: usize,

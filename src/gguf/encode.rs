@@ -4,7 +4,10 @@ use super::GgmlType;
 use crate::error::{Error, Result};
 use half::{bf16, f16};
 
-/// Appends `values` as `ty` (F32, F16, BF16 or Q8_0) to `out`, rounded as ggml's reference quantizer does.
+/// The types that [`encode`] writes.
+pub const TYPES: [GgmlType; 4] = [GgmlType::F32, GgmlType::F16, GgmlType::BF16, GgmlType::Q8_0];
+
+/// Appends `values` as `ty` (one of [`TYPES`]) to `out`, rounded as ggml's reference quantizer does.
 pub fn encode(ty: GgmlType, values: &[f32], out: &mut Vec<u8>) -> Result<()> {
     match ty {
         GgmlType::F32 => values.iter().for_each(|x| out.extend_from_slice(&x.to_le_bytes())),

@@ -1,15 +1,17 @@
 //! source -> plan -> factorize -> format, streamed tensor by tensor.
 
-use crate::calibrate::imatrix::Imatrix;
 use crate::error::{Error, Result};
-use crate::factorize::{Job, Method, Rotate, factorize};
-use crate::format::schema::{self, Part, key};
-use crate::format::{Factors, LittleBitFile, lossy};
+use crate::factorize::{Method, Rotate};
+use crate::format::schema::{self, key};
+use crate::format::{LittleBitFile, lossy};
 use crate::gguf::{GgmlType, Writer, encode};
-use crate::job::header::{Action, Summary, TOOL, base, describe, littlebit_kv, method_text};
+use crate::job::fingerprint::{fingerprint, work_dir};
+use crate::job::header::{Action, Summary, TOOL, describe, littlebit_kv, method_text};
+use crate::job::journal::Journal;
 use crate::job::layout::{Budget, Layout};
 use crate::job::report::{Event, KeptReport, MatrixReport, Report};
-use crate::job::tuned::{self, Calibration, Prepared};
+use crate::job::tensor::{Done, factorize_tensor, finished, keep};
+use crate::job::tuned::{self, Calibration};
 use crate::job::{ordered, output};
 use crate::plan::rules::Rule;
 use crate::plan::{MatrixSpec, Plan};
@@ -46,14 +48,10 @@ pub struct Options {
     pub output_tensor_type: Option<GgmlType>,
     /// Write a standard GGUF with rebuilt weights of this type instead of a LittleBit GGUF.
     pub lossy: Option<GgmlType>,
+    /// Folder for finished pieces, from which a run that was cut off goes on; `None` for the output's name with `.work`.
+    pub work_dir: Option<PathBuf>,
     /// Replace an existing output.
     pub force: bool,
-}
-
-/// What a worker hands to the writer.
-enum Done {
-    Factorized { parts: Vec<(String, Vec<u8>)>, report: MatrixReport },
-    Kept(Vec<u8>),
 }
 
 /// Converts `source` into `target`.
@@ -83,129 +81,168 @@ pub fn convert(
         }
     }
     let plan = layout.plan(source, options)?;
-    let Layout { actions, specs, imatrix, .. } = layout;
     progress(Event::Planned(&plan));
-
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(options.threads)
-        .build()
-        .map_err(|e| Error::usage(format!("cannot start {} threads: {e}", options.threads)))?;
-    let prepared = match &options.calibration {
-        None => None,
-        Some(calibration) => {
-            // Events come from the thread that runs the stages; they are handed on as they arrive.
-            let mut sink = |e: Event| progress(e);
-            Some(in_pool(
-                &pool,
-                |on_event| tuned::prepare(source, &specs, &plan, options, calibration, on_event),
-                &mut sink,
-            )?)
-        }
-    };
     let sha256 = source.sha256()?;
-    let n_params: u64 = source.tensors().iter().map(|t| t.dims.iter().product::<u64>()).sum();
-    let (descriptors, factor_bits) = describe(source, &actions, &specs, &plan, options);
-    let data_bits: u64 = descriptors.iter().map(|d| 8 * d.nbytes().unwrap_or(0)).sum();
-    let summary = Summary {
-        n_params,
-        bpw: factor_bits as f64 / plan.weights as f64,
-        bpw_file: data_bits as f64 / n_params as f64,
-        sha256,
-        imatrix: imatrix.as_ref(),
-        calibration: prepared.as_ref().map(|p| p.tokens),
-    };
-    let mut kv = littlebit_kv(source, &descriptors, options, &summary);
-    if let Some(ty) = options.lossy {
-        kv = lossy::lossy_kv(&kv, ty);
+    let work_dir = options.work_dir.clone().unwrap_or_else(|| work_dir(target));
+    let journal = Journal::open(&work_dir, &fingerprint(&sha256, &plan, options)?)?;
+    let run = Run { source, target, options, layout: &layout, plan: &plan, sha256, journal: &journal };
+    match run.finish(&mut progress) {
+        Ok(mut report) => {
+            journal.remove()?;
+            report.seconds = started.elapsed().as_secs_f64();
+            Ok(report)
+        }
+        Err(e) => {
+            // What the system refused can be mended and repeated; an input at fault will change.
+            if matches!(e, Error::Io { .. }) && journal.holds_work() {
+                progress(Event::Note(&format!(
+                    "finished work is kept in {}; the same command goes on from there",
+                    work_dir.display()
+                )));
+            } else {
+                // The first error is the one to tell.
+                let _ = journal.remove();
+            }
+            Err(e)
+        }
     }
+}
 
-    let file = output::AtomicFile::create(target, options.force)?;
-    let mut writer = Writer::new(file.writer()?, &kv, descriptors.clone(), schema::ALIGNMENT)
-        .map_err(|e| at_output(e, target))?;
-    let (mut matrices, mut kept) = (Vec::new(), Vec::new());
-    let work = |i: usize| -> Result<Done> {
-        match &actions[i] {
-            Action::Keep { ty, .. } => {
-                let name = &source.tensors()[i].name;
-                match prepared.as_ref().and_then(|p| p.norms.get(name)) {
-                    Some(norm) => {
-                        let mut bytes = Vec::new();
-                        encode(*ty, norm, &mut bytes)?;
-                        Ok(Done::Kept(bytes))
+/// A conversion whose plan is fixed.
+struct Run<'a> {
+    source: &'a dyn TensorSource,
+    target: &'a Path,
+    options: &'a Options,
+    layout: &'a Layout,
+    plan: &'a Plan,
+    sha256: String,
+    journal: &'a Journal,
+}
+
+impl Run<'_> {
+    /// Makes what is not made yet and writes the file.
+    fn finish(self, progress: &mut dyn FnMut(Event)) -> Result<Report> {
+        let Self { source, target, options, plan, journal, .. } = self;
+        let Layout { actions, specs, imatrix, .. } = self.layout;
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(options.threads)
+            .build()
+            .map_err(|e| Error::usage(format!("cannot start {} threads: {e}", options.threads)))?;
+        let prepared = match &options.calibration {
+            None => None,
+            Some(calibration) => {
+                // Events come from the thread that runs the stages; they are handed on as they arrive.
+                Some(in_pool(
+                    &pool,
+                    |on_event| tuned::prepare(source, specs, plan, options, calibration, journal, on_event),
+                    progress,
+                )?)
+            }
+        };
+        let n_params: u64 = source.tensors().iter().map(|t| t.dims.iter().product::<u64>()).sum();
+        let (descriptors, factor_bits) = describe(source, actions, specs, plan, options);
+        let data_bits: u64 = descriptors.iter().map(|d| 8 * d.nbytes().unwrap_or(0)).sum();
+        let summary = Summary {
+            n_params,
+            bpw: factor_bits as f64 / plan.weights as f64,
+            bpw_file: data_bits as f64 / n_params as f64,
+            sha256: self.sha256,
+            imatrix: imatrix.as_ref(),
+            calibration: prepared.as_ref().map(|p| p.tokens),
+        };
+        let mut kv = littlebit_kv(source, &descriptors, options, &summary);
+        if let Some(ty) = options.lossy {
+            kv = lossy::lossy_kv(&kv, ty);
+        }
+
+        let file = output::AtomicFile::create(target, options.force)?;
+        let mut writer = Writer::new(file.writer()?, &kv, descriptors.clone(), schema::ALIGNMENT)
+            .map_err(|e| at_output(e, target))?;
+        let (mut matrices, mut kept) = (Vec::new(), Vec::new());
+        let work = |i: usize| -> Result<Done> {
+            match &actions[i] {
+                Action::Keep { ty, .. } => {
+                    let name = &source.tensors()[i].name;
+                    match prepared.as_ref().and_then(|p| p.norms.get(name)) {
+                        Some(norm) => {
+                            let mut bytes = Vec::new();
+                            encode(*ty, norm, &mut bytes)?;
+                            Ok(Done::Kept(bytes))
+                        }
+                        None => keep(source, i, *ty).map(Done::Kept),
                     }
-                    None => keep(source, i, *ty).map(Done::Kept),
+                }
+                Action::Factorize(at) => pool.install(|| {
+                    let (spec, rank) = (&specs[*at], plan.entries[*at].rank);
+                    match prepared.as_ref().and_then(|p| p.made.get(&spec.name)) {
+                        Some(made) => {
+                            let w = source.read_f32(i)?;
+                            let error = crate::factorize::relative_error(&w, &made.factors.slices, None);
+                            finished(spec, &made.factors, error, made.seconds, options)
+                        }
+                        None => factorize_tensor(source, i, *at, spec, rank, options, imatrix, journal),
+                    }
+                }),
+            }
+        };
+        ordered::run(actions.len(), workers(options.threads, specs, plan), work, |i, done| {
+            let t = &source.tensors()[i];
+            match done {
+                Done::Kept(bytes) => {
+                    writer.write_tensor(&t.name, &bytes).map_err(|e| at_output(e, target))?;
+                    if let Action::Keep { ty, reason } = &actions[i] {
+                        kept.push(KeptReport {
+                            name: t.name.clone(),
+                            dims: t.dims.clone(),
+                            r#type: ty.name().to_string(),
+                            bytes: bytes.len() as u64,
+                            reason: reason.clone(),
+                        });
+                    }
+                }
+                Done::Factorized { parts, report } => {
+                    for (name, bytes) in &parts {
+                        writer.write_tensor(name, bytes).map_err(|e| at_output(e, target))?;
+                    }
+                    progress(Event::Matrix { index: matrices.len(), count: specs.len(), report: &report });
+                    matrices.push(report);
                 }
             }
-            Action::Factorize(at) => pool.install(|| {
-                factorize_tensor(
-                    source,
-                    i,
-                    &specs[*at],
-                    plan.entries[*at].rank,
-                    options,
-                    &imatrix,
-                    prepared.as_ref(),
-                )
-            }),
+            Ok(())
+        })?;
+        let w = writer.finish().map_err(|e| at_output(e, target))?;
+        let w = flushed(w, target)?;
+        if options.lossy.is_none() {
+            verify(file.temp_path(), target, plan, factor_bits)?;
         }
-    };
-    ordered::run(actions.len(), workers(options.threads, &specs, &plan), work, |i, done| {
-        let t = &source.tensors()[i];
-        match done {
-            Done::Kept(bytes) => {
-                writer.write_tensor(&t.name, &bytes).map_err(|e| at_output(e, target))?;
-                if let Action::Keep { ty, reason } = &actions[i] {
-                    kept.push(KeptReport {
-                        name: t.name.clone(),
-                        dims: t.dims.clone(),
-                        r#type: ty.name().to_string(),
-                        bytes: bytes.len() as u64,
-                        reason: reason.clone(),
-                    });
-                }
-            }
-            Done::Factorized { parts, report } => {
-                for (name, bytes) in &parts {
-                    writer.write_tensor(name, bytes).map_err(|e| at_output(e, target))?;
-                }
-                progress(Event::Matrix { index: matrices.len(), count: specs.len(), report: &report });
-                matrices.push(report);
-            }
-        }
-        Ok(())
-    })?;
-    let w = writer.finish().map_err(|e| at_output(e, target))?;
-    let w = flushed(w, target)?;
-    if options.lossy.is_none() {
-        verify(file.temp_path(), target, &plan, factor_bits)?;
+        file.commit(w)?;
+        let bytes = std::fs::metadata(target).map_err(|e| Error::io(target, "stat", e))?.len();
+        let share = |m: &MatrixReport| (m.d_out * m.d_in * m.experts) as f64 / plan.weights as f64;
+        Ok(Report {
+            tool: TOOL.to_owned(),
+            input: source.path().to_owned(),
+            output: target.to_owned(),
+            form: match options.lossy {
+                Some(ty) => format!("lossy {}", ty.name()),
+                None => "littlebit".to_owned(),
+            },
+            method: method_text(options),
+            seed: options.seed,
+            threads: options.threads,
+            imatrix: options.imatrix.clone(),
+            calibration: options.calibration.as_ref().map(|c| c.files.clone()).unwrap_or_default(),
+            evaluations: prepared.as_ref().map(|p| p.evaluations.clone()).unwrap_or_default(),
+            bpw: summary.bpw,
+            bpw_file: summary.bpw_file,
+            n_params,
+            factorized_weights: plan.weights,
+            bytes,
+            mean_error: matrices.iter().map(|m| m.error * share(m)).sum(),
+            seconds: 0.0,
+            matrices,
+            kept,
+        })
     }
-    file.commit(w)?;
-    let bytes = std::fs::metadata(target).map_err(|e| Error::io(target, "stat", e))?.len();
-    let share = |m: &MatrixReport| (m.d_out * m.d_in * m.experts) as f64 / plan.weights as f64;
-    Ok(Report {
-        tool: TOOL.to_owned(),
-        input: source.path().to_owned(),
-        output: target.to_owned(),
-        form: match options.lossy {
-            Some(ty) => format!("lossy {}", ty.name()),
-            None => "littlebit".to_owned(),
-        },
-        method: method_text(options),
-        seed: options.seed,
-        threads: options.threads,
-        imatrix: options.imatrix.clone(),
-        calibration: options.calibration.as_ref().map(|c| c.files.clone()).unwrap_or_default(),
-        evaluations: prepared.as_ref().map(|p| p.evaluations.clone()).unwrap_or_default(),
-        bpw: summary.bpw,
-        bpw_file: summary.bpw_file,
-        n_params,
-        factorized_weights: plan.weights,
-        bytes,
-        mean_error: matrices.iter().map(|m| m.error * share(m)).sum(),
-        seconds: started.elapsed().as_secs_f64(),
-        matrices,
-        kept,
-    })
 }
 
 /// Runs `work` on `pool` while its events are shown by this thread.
@@ -214,20 +251,30 @@ fn in_pool<T: Send>(
     work: impl FnOnce(&mut dyn FnMut(Event)) -> Result<T> + Send,
     show: &mut dyn FnMut(Event),
 ) -> Result<T> {
+    enum Message {
+        Stage(&'static str, usize, usize, Option<f64>),
+        Note(String),
+    }
     let (send, receive) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
         let worker = scope.spawn(move || {
             pool.install(|| {
                 work(&mut |e: Event| {
-                    if let Event::Stage { name, done, total, value } = e {
-                        // Nobody listens any more only if this thread is unwinding.
-                        let _ = send.send((name, done, total, value));
-                    }
+                    let message = match e {
+                        Event::Stage { name, done, total, value } => Message::Stage(name, done, total, value),
+                        Event::Note(text) => Message::Note(text.to_owned()),
+                        _ => return,
+                    };
+                    // Nobody listens any more only if this thread is unwinding.
+                    let _ = send.send(message);
                 })
             })
         });
-        for (name, done, total, value) in receive {
-            show(Event::Stage { name, done, total, value });
+        for message in receive {
+            match message {
+                Message::Stage(name, done, total, value) => show(Event::Stage { name, done, total, value }),
+                Message::Note(text) => show(Event::Note(&text)),
+            }
         }
         worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
@@ -247,90 +294,6 @@ pub fn expand(
     let w = lossy::expand(&source, ty, file.writer()?, progress).map_err(|e| at_output(e, target))?;
     file.commit(w)?;
     Ok(std::fs::metadata(target).map_err(|e| Error::io(target, "stat", e))?.len())
-}
-
-/// Bytes of a kept tensor in its output type.
-fn keep(source: &dyn TensorSource, i: usize, ty: GgmlType) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    if ty == source.tensors()[i].ty {
-        source.read_raw(i, &mut bytes)?;
-    } else {
-        encode(ty, &source.read_f32(i)?, &mut bytes)?;
-    }
-    Ok(bytes)
-}
-
-/// Factorizes all experts of tensor `i`.
-fn factorize_tensor(
-    source: &dyn TensorSource,
-    i: usize,
-    spec: &MatrixSpec,
-    rank: usize,
-    options: &Options,
-    imatrix: &Option<Imatrix>,
-    prepared: Option<&Prepared>,
-) -> Result<Done> {
-    let started = Instant::now();
-    let w = source.read_f32(i)?;
-    let (d_out, d_in) = (spec.d_out, spec.d_in);
-    let mut slices = Vec::new();
-    let (mut error, mut weighted_error) = (0.0, 0.0);
-    let ready = prepared.and_then(|p| p.factors.get(&spec.name));
-    if let Some(factors) = ready {
-        (error, weighted_error) = crate::factorize::relative_error(&w, &factors.slices, None);
-        slices = factors.slices.clone();
-    }
-    let experts = w.chunks_exact(d_out * d_in).enumerate().filter(|_| ready.is_none());
-    for (e, w) in experts {
-        let name = if spec.experts == 1 { spec.name.clone() } else { format!("{}[{e}]", spec.name) };
-        let importance = imatrix.as_ref().and_then(|im| im.importance(&spec.name, e, d_in));
-        let outcome = factorize(&Job {
-            name: &name,
-            w,
-            d_out,
-            d_in,
-            rank,
-            paths: options.paths,
-            method: options.method,
-            rotate: options.rotate,
-            importance,
-            seed: options.seed,
-            iterations: options.iterations,
-        })?;
-        error += outcome.error_plain / spec.experts as f64;
-        weighted_error += outcome.error_weighted / spec.experts as f64;
-        slices.extend(outcome.paths);
-    }
-    let factors = Factors { paths: options.paths, slices };
-    let parts: Vec<(String, Vec<u8>)> = match options.lossy {
-        None => Part::ALL
-            .iter()
-            .map(|&p| (format!("{}{}", base(&spec.name), p.suffix()), schema::part_bytes(&factors, p)))
-            .collect(),
-        Some(ty) => {
-            let ty = lossy::dense_type(ty, d_in as u64);
-            vec![(spec.name.clone(), lossy::dense_bytes(&factors, ty)?)]
-        }
-    };
-    let bits = crate::format::factors::slice_bits(d_out, d_in, rank) * (spec.experts * options.paths) as u64;
-    let weights = (d_out * d_in * spec.experts) as f64;
-    let report = MatrixReport {
-        name: spec.name.clone(),
-        d_out,
-        d_in,
-        experts: spec.experts,
-        rank,
-        paths: options.paths,
-        bits,
-        bpw: bits as f64 / weights,
-        error,
-        weighted_error,
-        seconds: prepared
-            .and_then(|p| p.seconds.get(&spec.name))
-            .copied()
-            .unwrap_or_else(|| started.elapsed().as_secs_f64()),
-    };
-    Ok(Done::Factorized { parts, report })
 }
 
 /// Threads that factorize different matrices at once: as many as asked for, while their working sets

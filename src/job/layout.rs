@@ -147,7 +147,8 @@ impl Layout {
         // More bits per weight never give a smaller file: bisection, until no rank can lie between.
         let (mut fits, mut exceeds) = (0.0, MAX_BPW);
         let mut best = at(Target::Bpw(f64::MIN_POSITIVE))?;
-        let smallest = self.file_bytes(source, options, &best)?;
+        let header = self.header_bytes(source, options, &best)?;
+        let smallest = header + self.data_bytes(source, options, &best);
         if smallest > limit {
             return Err(Error::usage(format!(
                 "no file of this model is as small as {limit} bytes: at the lowest ranks it takes {smallest}; \
@@ -157,7 +158,7 @@ impl Layout {
         for _ in 0..30 {
             let level = f64::midpoint(fits, exceeds);
             let trial = at(Target::Bpw(level))?;
-            if self.file_bytes(source, options, &trial)? <= limit {
+            if header + self.data_bytes(source, options, &trial) <= limit {
                 (fits, best) = (level, trial);
             } else {
                 exceeds = level;
@@ -168,6 +169,11 @@ impl Layout {
 
     /// Bytes of the LittleBit GGUF of a plan.
     fn file_bytes(&self, source: &dyn TensorSource, options: &Options, plan: &Plan) -> Result<u64> {
+        Ok(self.header_bytes(source, options, plan)? + self.data_bytes(source, options, plan))
+    }
+
+    /// Bytes before the data, the same for every plan.
+    fn header_bytes(&self, source: &dyn TensorSource, options: &Options, plan: &Plan) -> Result<u64> {
         let options = &Options { lossy: None, ..options.clone() };
         let (descriptors, _) = describe(source, &self.actions, &self.specs, plan, options);
         // Figures have the same length whatever their value; so has the checksum.
@@ -175,9 +181,13 @@ impl Layout {
         let imatrix = self.imatrix.as_ref();
         let summary = Summary { n_params: 0, bpw: 0.0, bpw_file: 0.0, sha256, imatrix, calibration: None };
         let kv = littlebit_kv(source, &descriptors, options, &summary);
-        let pad = |n: u64| n.next_multiple_of(schema::ALIGNMENT);
-        let data: u64 = descriptors.iter().map(|d| pad(d.nbytes().unwrap_or(0))).sum();
-        let header = Writer::new(Vec::new(), &kv, descriptors, schema::ALIGNMENT)?.into_inner().len() as u64;
-        Ok(header + data)
+        Ok(Writer::new(Vec::new(), &kv, descriptors, schema::ALIGNMENT)?.into_inner().len() as u64)
+    }
+
+    /// Bytes of the tensors with their padding.
+    fn data_bytes(&self, source: &dyn TensorSource, options: &Options, plan: &Plan) -> u64 {
+        let options = &Options { lossy: None, ..options.clone() };
+        let (descriptors, _) = describe(source, &self.actions, &self.specs, plan, options);
+        descriptors.iter().map(|d| d.nbytes().unwrap_or(0).next_multiple_of(schema::ALIGNMENT)).sum()
     }
 }

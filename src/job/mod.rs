@@ -5,11 +5,15 @@
 //! independent of the number of threads.
 
 pub mod convert;
+mod fingerprint;
 mod header;
+pub mod journal;
 pub mod layout;
 pub mod ordered;
 pub mod output;
 pub mod report;
+mod sequential;
+mod tensor;
 pub mod tuned;
 
 pub use convert::{Options, convert};

@@ -60,11 +60,14 @@ impl AtomicFile {
         let mut prefix = std::ffi::OsString::from(".");
         prefix.push(name);
         prefix.push(".tmp-");
+        sweep(dir, &prefix);
         let temp = tempfile::Builder::new()
             .prefix(&prefix)
             .permissions(default_permissions())
             .tempfile_in(dir)
             .map_err(|e| Error::io(target, "create temporary file for output", e))?;
+        // The lock tells others that this file has a living writer; without it nothing but that is lost.
+        let _ = temp.as_file().try_lock();
         Ok(Self { target: target.to_owned(), temp, force })
     }
 
@@ -89,6 +92,17 @@ impl AtomicFile {
             if self.force { self.temp.persist(&target) } else { self.temp.persist_noclobber(&target) };
         persisted.map_err(|e| Error::io(&target, "rename temporary file to output", e.error))?;
         sync_dir(&target).map_err(|e| Error::io(&target, "flush directory", e))
+    }
+}
+
+/// Removes temporary files of earlier runs that were killed: nobody holds their lock.
+fn sweep(dir: &Path, prefix: &std::ffi::OsStr) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let stale = entry.file_name().as_encoded_bytes().starts_with(prefix.as_encoded_bytes());
+        if stale && File::open(entry.path()).is_ok_and(|f| f.try_lock().is_ok()) {
+            // It only takes space; the run goes on.
+            let _ = std::fs::remove_file(entry.path());
+        }
     }
 }
 
@@ -130,6 +144,18 @@ mod tests {
         // Dropped without commit: nothing is left.
         drop(AtomicFile::create(&dir.path().join("x"), false).unwrap());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_a_killed_run_left_is_swept_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("out");
+        let stale = dir.path().join(".out.tmp-abc");
+        std::fs::write(&stale, "x").unwrap();
+        let living = AtomicFile::create(&target, false).unwrap();
+        assert!(!stale.exists());
+        let other = AtomicFile::create(&target, false).unwrap();
+        assert!(living.temp_path().exists() && other.temp_path().exists());
     }
 
     #[test]

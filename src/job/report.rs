@@ -18,6 +18,8 @@ pub enum Event<'a> {
     },
     /// Something the user should know that is not an error.
     Warning(&'a str),
+    /// Something about the run that is good to know.
+    Note(&'a str),
     /// A stage of a calibrated conversion went on.
     Stage {
         /// Stage.

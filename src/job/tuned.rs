@@ -1,33 +1,34 @@
 //! The calibrated path of a conversion: factorization in model order on the activations of the part that is already
 //! compressed, then distillation of the whole model, then its comparison with the source.
 
-use crate::calibrate::moments::Moments;
 use crate::calibrate::text;
-use crate::decoder::{self, Binary, Block, BlockTape, Model, Site, Weight};
+use crate::decoder::{self, Model, Weight};
 use crate::error::{Error, Result};
-use crate::factorize::{self, Job, Method, polish};
-use crate::format::Factors;
+use crate::factorize;
 use crate::job::convert::Options;
+use crate::job::journal::Journal;
 use crate::job::report::{Evaluation, Event};
+use crate::job::sequential::{Made, Sequential, Stage};
 use crate::plan::{MatrixSpec, Plan};
 use crate::source::TensorSource;
 use crate::tokenize::Tokenizer;
-use crate::tune::{self, Settings, Teacher};
+use crate::tune::{Checkpoint, Distillation, Length, Settings, Teacher};
 use crate::verify;
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 /// Tokens of a window, for statistics, training and evaluation.
 pub const WINDOW: usize = 512;
 /// Windows that one text is evaluated on at most.
 pub const EVALUATION_WINDOWS: usize = 32;
-/// Share of the drift that the target makes up for: all of it follows the calibration text too closely.
-const ALPHA: f64 = 0.5;
-/// Ridge of the target's normal equations, relative to the mean second moment.
-const DAMP: f64 = 0.05;
 
-/// Rounds of polish; more gain little.
-const POLISH_ROUNDS: usize = 2;
+/// Windows that a run with a time budget may use.
+const TIMED_WINDOWS: usize = 1024;
+/// Record of the distillation's state.
+const CHECKPOINT: &str = "distil";
+/// Time between two of them at least, and as a multiple of the time that one takes.
+const CHECKPOINT_EVERY: (Duration, u32) = (Duration::from_secs(5), 50);
 
 /// How much work a calibrated conversion does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,16 +73,16 @@ pub struct Calibration {
     pub effort: Effort,
     /// Distillation steps instead of the effort's.
     pub steps: Option<usize>,
+    /// Time for all stages instead of a number of steps: distillation takes what factorization leaves.
+    pub time_budget: Option<Duration>,
     /// Texts to compare source and result on.
     pub evaluation: Vec<PathBuf>,
 }
 
 /// What came out of it, for the writer.
 pub(super) struct Prepared {
-    /// Factors by weight name.
-    pub factors: HashMap<String, Factors>,
-    /// Seconds by weight name.
-    pub seconds: HashMap<String, f64>,
+    /// By weight name.
+    pub made: HashMap<String, Made>,
     /// Trained norms by tensor name.
     pub norms: HashMap<String, Vec<f32>>,
     /// Tokens of calibration.
@@ -97,167 +98,105 @@ pub(super) fn prepare(
     plan: &Plan,
     options: &Options,
     calibration: &Calibration,
+    journal: &Journal,
     progress: &mut dyn FnMut(Event),
 ) -> Result<Prepared> {
+    let started = Instant::now();
     let tokenizer = Tokenizer::from_kv(source.path(), source.kv())?;
     let windows = text::mixed(text::windows_of(&calibration.files, &tokenizer, WINDOW)?);
-    let texts = text::windows_of(&calibration.evaluation, &tokenizer, WINDOW)?;
-    let model = decoder::load(source)?;
-    if let Some(t) =
-        windows.iter().chain(texts.iter().flatten()).flatten().find(|&&t| t as usize >= model.vocabulary())
-    {
-        return Err(Error::unsupported(
-            source.path(),
-            format!("token {t} of the tokenizer has no embedding"),
-        ));
-    }
+    let mut texts = text::windows_of(&calibration.evaluation, &tokenizer, WINDOW)?;
+    texts.iter_mut().for_each(|t| t.truncate(EVALUATION_WINDOWS));
+    let loader = decoder::Loader::new(source)?;
     let (count, iterations, steps) = calibration.effort.amounts();
     let mut job = options.clone();
     job.iterations = options.iterations.or(Some(iterations));
-    let mut compressed = model.clone();
-    let statistics = &windows[..count.min(windows.len())];
-    let (factors, seconds) = sequential(&model, &mut compressed, statistics, specs, plan, &job, progress)?;
-
     let steps = calibration.steps.unwrap_or(steps);
-    if steps > 0 {
-        let needed = &windows[..windows.len().min(steps)];
-        let teacher = Teacher::new(&model, needed, |done| {
-            progress(Event::Stage { name: "teacher", done, total: needed.len(), value: None });
-        });
-        let settings = Settings { steps, ..Settings::default() };
-        tune::distill(&mut compressed, &model, &teacher, needed, &settings, |s| {
-            progress(Event::Stage { name: "distil", done: s.step, total: s.steps, value: Some(s.kld) });
-        });
-    }
-    let (factors, norms) = store(&mut compressed, factors)?;
+    let used = match calibration.time_budget {
+        Some(_) => TIMED_WINDOWS,
+        None => steps.max(count),
+    };
+    let training: Vec<&[u32]> = windows.iter().take(used).map(Vec::as_slice).collect();
+    let all: Vec<&[u32]> =
+        training.iter().copied().chain(texts.iter().flatten().map(Vec::as_slice)).collect();
+    let ranks = specs.iter().zip(&plan.entries).enumerate();
+    let stage = Stage {
+        path: source.path(),
+        loader,
+        windows: &all,
+        statistics: count.min(training.len()),
+        ranks: ranks.map(|(i, (s, e))| (s.name.as_str(), (i, e.rank))).collect(),
+        options: &job,
+        journal,
+    };
+    let Sequential { mut model, mut made, mut rows } = stage.run(progress)?;
+    let evaluation_rows = rows.split_off(training.len());
+
+    let length = match calibration.time_budget {
+        Some(all) => Length::Time(all.saturating_sub(started.elapsed())),
+        None => Length::Steps(steps),
+    };
+    distil(&mut model, &rows, &training, length, journal, progress)?;
+    let norms = store(&mut model, &mut made)?;
     let mut evaluations = Vec::new();
+    let mut at = 0;
     for (file, windows) in calibration.evaluation.iter().zip(&texts) {
-        let windows = &windows[..windows.len().min(EVALUATION_WINDOWS)];
-        let comparison = verify::compare(&model, &compressed, windows, |done| {
+        let windows: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
+        let rows = &evaluation_rows[at..at + windows.len()];
+        at += windows.len();
+        let comparison = verify::compare(rows, &model, &windows, |done| {
             progress(Event::Stage { name: "evaluate", done, total: windows.len(), value: None });
         });
         evaluations.push(Evaluation { text: file.clone(), windows: windows.len(), comparison });
     }
-    let tokens = (windows.len() * WINDOW) as u64;
-    Ok(Prepared { factors, seconds, norms, tokens, evaluations })
+    let tokens = (training.len() * WINDOW) as u64;
+    Ok(Prepared { made, norms, tokens, evaluations })
 }
 
-type ByName<T> = HashMap<String, T>;
-
-/// Factorizes block by block; every layer towards the target that makes up for the drift of its inputs.
-fn sequential(
-    model: &Model,
-    compressed: &mut Model,
-    windows: &[Vec<u32>],
-    specs: &[MatrixSpec],
-    plan: &Plan,
-    options: &Options,
+/// Distils the source's predictions into `model`, from the journal's checkpoint if there is one.
+fn distil(
+    model: &mut Model,
+    rows: &[Vec<f32>],
+    windows: &[&[u32]],
+    length: Length,
+    journal: &Journal,
     progress: &mut dyn FnMut(Event),
-) -> Result<(ByName<Factors>, ByName<f64>)> {
-    let ranks: HashMap<&str, usize> =
-        specs.iter().zip(&plan.entries).map(|(s, e)| (s.name.as_str(), e.rank)).collect();
-    let rotations = model.rotations(WINDOW);
-    let mut xf: Vec<Vec<f32>> = windows.iter().map(|w| model.embed(w)).collect();
-    let mut xq = xf.clone();
-    let (mut all, mut seconds) = (HashMap::new(), HashMap::new());
-    for b in 0..model.blocks.len() {
-        let rotation = model.rotation(&rotations, b);
-        let forward = |block: &Block, x: &Vec<f32>| block.forward(&model.config, rotation, x.clone(), WINDOW);
-        let mut tapes = Vec::with_capacity(windows.len());
-        for x in &mut xf {
-            let (y, tape) = forward(&model.blocks[b], x);
-            tapes.push(tape.into_inputs());
-            *x = y;
-        }
-        // The compressed stream goes from site to site, past layers that are factorized by then.
-        let mut states: Vec<BlockTape> =
-            xq.iter_mut().map(|x| model.blocks[b].begin(&model.config, std::mem::take(x))).collect();
-        for site in Site::ALL {
-            let d_in = model.blocks[b].linears[site as usize][0].d_in;
-            let mut moments = Moments::new(d_in);
-            for (state, source) in states.iter().zip(&tapes) {
-                moments.add(&source[site as usize], state.input(site));
-            }
-            let importance = moments.importance();
-            let metric = polish::metric(&moments.compressed(), d_in);
-            for l in &mut compressed.blocks[b].linears[site as usize] {
-                let (Some(&rank), Weight::Dense(w)) = (ranks.get(l.name.as_str()), &l.weight) else {
-                    continue;
-                };
-                let started = std::time::Instant::now();
-                let target = moments.target(&l.name, w, ALPHA, DAMP)?;
-                let mut outcome = factorize::factorize(&Job {
-                    name: &l.name,
-                    w: &target,
-                    d_out: l.d_out,
-                    d_in: l.d_in,
-                    rank,
-                    paths: options.paths,
-                    method: options.method,
-                    rotate: options.rotate,
-                    importance: Some(&importance),
-                    seed: options.seed,
-                    iterations: options.iterations,
-                })?;
-                if options.method == Method::Admm && options.paths == 1 {
-                    outcome.paths[0] =
-                        polish::polish(&l.name, &target, &outcome.paths[0], &metric, POLISH_ROUNDS)?;
-                }
-                l.weight = Weight::Binary(outcome.paths.iter().map(Binary::from).collect());
-                seconds.insert(l.name.clone(), started.elapsed().as_secs_f64());
-                all.insert(l.name.clone(), Factors { paths: options.paths, slices: outcome.paths });
-            }
-            let (block, c) = (&compressed.blocks[b], &model.config);
-            for (state, x) in states.iter_mut().zip(&mut xq) {
-                if site == Site::Down {
-                    *x = block.finish(c, state);
-                } else {
-                    block.advance(c, rotation, state, site, WINDOW);
-                }
-                state.shed(site);
-            }
-        }
-        let drift = drift(&xf, &xq);
-        progress(Event::Stage {
-            name: "factorize",
-            done: b + 1,
-            total: model.blocks.len(),
-            value: Some(drift),
-        });
+) -> Result<()> {
+    let teacher = Teacher::new(rows);
+    let checkpoint: Option<Checkpoint> = journal.get(CHECKPOINT)?;
+    // What time was left when it began, not what is left now.
+    let length = match (length, &checkpoint) {
+        (Length::Time(_), Some(c)) if matches!(c.length(), Length::Time(_)) => c.length(),
+        _ => length,
+    };
+    let mut run = Distillation::new(model, &teacher, windows, Settings { length, ..Settings::default() });
+    let resumed = checkpoint.is_some_and(|c| run.resume(c));
+    if resumed {
+        progress(Event::Note(&format!("{} distillation steps are there from an earlier run", run.steps())));
     }
-    Ok((all, seconds))
-}
-
-/// Median over tokens of the relative squared distance between both streams.
-fn drift(xf: &[Vec<f32>], xq: &[Vec<f32>]) -> f64 {
-    let d = xf[0].len() / WINDOW;
-    let mut all: Vec<f64> = Vec::new();
-    for (f, q) in xf.iter().zip(xq) {
-        for (f, q) in f.chunks_exact(d).zip(q.chunks_exact(d)) {
-            let (mut difference, mut norm) = (0f64, 1e-30f64);
-            for (f, q) in f.iter().zip(q) {
-                difference += f64::from(f - q).powi(2);
-                norm += f64::from(*f).powi(2);
-            }
-            all.push(difference / norm);
+    let (mut saved, mut wait) = (Instant::now(), CHECKPOINT_EVERY.0);
+    while let Some(s) = run.step() {
+        progress(Event::Stage { name: "distil", done: s.step, total: s.steps, value: Some(s.kld) });
+        if saved.elapsed() > wait {
+            saved = Instant::now();
+            journal.put(CHECKPOINT, "a checkpoint", run.checkpoint())?;
+            wait = CHECKPOINT_EVERY.0.max(saved.elapsed() * CHECKPOINT_EVERY.1);
         }
     }
-    all.sort_by(f64::total_cmp);
-    all[all.len() / 2]
+    journal.put(CHECKPOINT, "a checkpoint", run.checkpoint())
 }
 
 /// Rounds the trained scales to what the file holds, and the model with them.
-fn store(model: &mut Model, mut factors: ByName<Factors>) -> Result<(ByName<Factors>, ByName<Vec<f32>>)> {
+fn store(model: &mut Model, made: &mut HashMap<String, Made>) -> Result<HashMap<String, Vec<f32>>> {
     let mut norms = HashMap::new();
     norms.insert("output_norm.weight".to_owned(), model.norm.clone());
     for (i, block) in model.blocks.iter_mut().enumerate() {
         for l in block.linears.iter_mut().flatten() {
-            let (Weight::Binary(paths), Some(f)) = (&mut l.weight, factors.get_mut(&l.name)) else {
+            let (Weight::Binary(paths), Some(f)) = (&mut l.weight, made.get_mut(&l.name)) else {
                 continue;
             };
-            for (p, stored) in paths.iter_mut().zip(&mut f.slices) {
+            for (p, stored) in paths.iter_mut().zip(&mut f.factors.slices) {
                 *stored = factorize::with_scales(&l.name, stored, &p.h, &p.l, &p.g)?;
-                *p = Binary::from(&*stored);
+                p.set_scales(stored);
             }
         }
         let names =
@@ -276,5 +215,5 @@ fn store(model: &mut Model, mut factors: ByName<Factors>) -> Result<(ByName<Fact
             }
         }
     }
-    Ok((factors, norms))
+    Ok(norms)
 }

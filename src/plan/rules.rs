@@ -2,7 +2,7 @@
 
 use super::{check_bpw, check_rank};
 use crate::error::{Error, Result};
-use crate::gguf::GgmlType;
+use crate::gguf::{GgmlType, encode};
 use fancy_regex::Regex;
 use std::path::Path;
 
@@ -62,10 +62,10 @@ impl std::str::FromStr for Rule {
                 RuleAction::Rank(rank)
             }
             Some(("type", t)) => {
-                let written = [GgmlType::F32, GgmlType::F16, GgmlType::BF16, GgmlType::Q8_0];
-                let ty = GgmlType::from_name(t).filter(|t| written.contains(t));
+                let ty = GgmlType::from_name(t).filter(|t| encode::TYPES.contains(t));
                 RuleAction::Type(ty.ok_or_else(|| {
-                    wrong(format!("type '{t}' cannot be written; this build writes f32, f16, bf16 and q8_0"))
+                    let names: Vec<_> = encode::TYPES.iter().map(|t| t.name().to_string()).collect();
+                    wrong(format!("type '{t}' cannot be written; this build writes {}", names.join(", ")))
                 })?)
             }
             _ => return Err(wrong(format!("'{action}' is none of bpw:B, rank:R, keep, type:T"))),

@@ -7,8 +7,8 @@ use std::io::Read;
 use std::path::Path;
 
 /// SHA-256 of one file, or over the binary digests of several files in order, as lower-case hex.
-pub(super) fn sha256<'a>(paths: impl IntoIterator<Item = &'a Path>) -> Result<String> {
-    let digests = paths.into_iter().map(of_file).collect::<Result<Vec<_>>>()?;
+pub fn sha256<P: AsRef<Path>>(paths: impl IntoIterator<Item = P>) -> Result<String> {
+    let digests = paths.into_iter().map(|p| of_file(p.as_ref())).collect::<Result<Vec<_>>>()?;
     let digest = match &digests[..] {
         [one] => *one,
         many => Sha256::digest(many.concat()).into(),

@@ -9,6 +9,7 @@ use crate::gguf::{GgmlType, Value};
 use std::path::Path;
 
 pub use self::gguf::GgufSource;
+pub use digest::sha256;
 pub use hf::HfSource;
 
 /// One tensor of a source.

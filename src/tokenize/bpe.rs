@@ -1,9 +1,9 @@
 //! Byte-level byte-pair encoding (GPT-2's).
 
+use super::merge::merge;
 use super::pre_tokenizer::PreTokenizer;
 use fancy_regex::Regex;
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::HashMap;
 use std::sync::Mutex;
 
 /// Words whose tokens are remembered.
@@ -70,56 +70,19 @@ impl Bpe {
         }
     }
 
-    /// Merges the pair of lowest rank, the leftmost of equals, until none is left.
+    /// Tokens of one word.
     fn word(&self, word: &str) -> Vec<u32> {
         let spelt: String = word.bytes().map(visible).collect();
         if let (true, Some(&id)) = (self.ignore_merges, self.ids.get(spelt.as_bytes())) {
             return vec![id];
         }
-        let starts: Vec<usize> = spelt.char_indices().map(|(i, _)| i).collect();
-        let n = starts.len();
-        // Symbol i covers spelt[starts[i]..end[i]]; `end` 0 marks one that was merged away.
-        let mut end: Vec<usize> = starts[1..].iter().copied().chain([spelt.len()]).collect();
-        let mut next: Vec<usize> = (1..=n).collect();
-        let mut previous: Vec<usize> = (0..n).map(|i| i.wrapping_sub(1)).collect();
-        let mut heap = BinaryHeap::new();
-        let propose = |heap: &mut BinaryHeap<_>, end: &[usize], i: usize, j: usize| {
-            let (a, b) = (&spelt[starts[i]..end[i]], &spelt[starts[j]..end[j]]);
-            let key = [a.as_bytes(), b" ", b.as_bytes()].concat();
-            if let Some(&rank) = self.ranks.get(&key) {
-                heap.push(Reverse((rank, i, j, end[j])));
-            }
-        };
-        (1..n).for_each(|j| propose(&mut heap, &end, j - 1, j));
-        while let Some(Reverse((rank, i, j, stop))) = heap.pop() {
-            // Either side may have grown or gone since the pair was proposed.
-            if end[i] != starts[j] || end[j] != stop {
-                continue;
-            }
-            let key =
-                [&spelt.as_bytes()[starts[i]..end[i]], b" ", &spelt.as_bytes()[starts[j]..stop]].concat();
-            if self.ranks.get(&key) != Some(&rank) {
-                continue;
-            }
-            (end[i], end[j]) = (stop, 0);
-            next[i] = next[j];
-            if next[i] < n {
-                previous[next[i]] = i;
-                propose(&mut heap, &end, i, next[i]);
-            }
-            if previous[i] < n {
-                propose(&mut heap, &end, previous[i], i);
-            }
-        }
+        let rank = |a: &str, b: &str| self.ranks.get([a, " ", b].concat().as_bytes());
         let mut out = Vec::new();
-        let mut i = 0;
-        while i < n {
-            let symbol = &spelt[starts[i]..end[i]];
+        for symbol in merge(&spelt, rank) {
             match self.ids.get(symbol.as_bytes()) {
                 Some(&id) => out.push(id),
                 None => out.extend(symbol.chars().filter_map(|c| self.ids.get(c.to_string().as_bytes()))),
             }
-            i = next[i];
         }
         out
     }

@@ -1,6 +1,7 @@
 //! Text to tokens and back, as llama.cpp does it, from the keys of a GGUF alone.
 
 mod bpe;
+mod merge;
 mod pre_tokenizer;
 mod sentence_piece;
 

@@ -1,6 +1,7 @@
 //! SentencePiece's byte-pair encoding by scores.
 
-use std::collections::{BinaryHeap, HashMap};
+use super::merge::merge;
+use std::collections::HashMap;
 
 /// U+2581, which stands for a space in the vocabulary.
 const SPACE: &str = "\u{2581}";
@@ -12,24 +13,19 @@ pub struct SentencePiece {
     unknown: u32,
 }
 
-/// Proposed merge: highest score first, then leftmost.
+/// Score of a merge, the highest first.
 #[derive(PartialEq)]
-struct Pair {
-    score: f32,
-    left: usize,
-    right: usize,
-    length: usize,
-}
+struct Score(f32);
 
-impl Eq for Pair {}
+impl Eq for Score {}
 
-impl Ord for Pair {
+impl Ord for Score {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.score.total_cmp(&other.score).then(other.left.cmp(&self.left))
+        other.0.total_cmp(&self.0)
     }
 }
 
-impl PartialOrd for Pair {
+impl PartialOrd for Score {
     fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
         Some(self.cmp(other))
     }
@@ -58,46 +54,16 @@ impl SentencePiece {
 
     pub fn encode(&self, text: &str, add_space: bool, out: &mut Vec<u32>) {
         let text = format!("{}{}", if add_space { " " } else { "" }, text).replace(' ', SPACE);
-        let starts: Vec<usize> = text.char_indices().map(|(i, _)| i).collect();
-        let n = starts.len();
-        let mut length: Vec<usize> =
-            starts[1.min(n)..].iter().copied().chain([text.len()]).zip(&starts).map(|(e, s)| e - s).collect();
-        let mut next: Vec<usize> = (1..=n).collect();
-        let mut previous: Vec<usize> = (0..n).map(|i| i.wrapping_sub(1)).collect();
-        let mut heap = BinaryHeap::new();
-        let propose = |heap: &mut BinaryHeap<Pair>, length: &[usize], left: usize, right: usize| {
-            let total = length[left] + length[right];
-            let piece = &text.as_bytes()[starts[left]..starts[left] + total];
-            if let Some(&id) = self.ids.get(piece) {
-                heap.push(Pair { score: self.scores[id as usize], left, right, length: total });
-            }
+        let score = |a: &str, b: &str| {
+            let id = self.ids.get([a, b].concat().as_bytes())?;
+            Some(Score(self.scores[*id as usize]))
         };
-        (1..n).for_each(|j| propose(&mut heap, &length, j - 1, j));
-        while let Some(p) = heap.pop() {
-            let (i, j) = (p.left, p.right);
-            if length[i] == 0 || length[j] == 0 || length[i] + length[j] != p.length {
-                continue;
-            }
-            length[i] = p.length;
-            length[j] = 0;
-            next[i] = next[j];
-            if next[i] < n {
-                previous[next[i]] = i;
-                propose(&mut heap, &length, i, next[i]);
-            }
-            if previous[i] < n {
-                propose(&mut heap, &length, previous[i], i);
-            }
-        }
-        let mut i = 0;
-        while i < n {
-            let piece = &text.as_bytes()[starts[i]..starts[i] + length[i]];
-            match self.ids.get(piece) {
+        for piece in merge(&text, score) {
+            match self.ids.get(piece.as_bytes()) {
                 Some(&id) => out.push(id),
                 // A symbol outside the vocabulary is one character: only pieces of the vocabulary are merged.
-                None => out.extend(piece.iter().map(|&b| self.bytes[b as usize].unwrap_or(self.unknown))),
+                None => out.extend(piece.bytes().map(|b| self.bytes[b as usize].unwrap_or(self.unknown))),
             }
-            i = next[i];
         }
     }
 }

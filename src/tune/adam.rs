@@ -1,5 +1,7 @@
 //! Adam on relative changes: parameter i is `base_i (1 + a_i)`, so one rate fits scales of every size.
 
+use serde::{Deserialize, Serialize};
+
 /// Decay of the mean gradient.
 const MEAN: f32 = 0.9;
 /// Decay of the mean squared gradient; short, for runs of some hundred steps.
@@ -7,7 +9,7 @@ const SQUARE: f32 = 0.95;
 const EPS: f32 = 1e-10;
 
 /// State of one vector of parameters.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Relative {
     base: Vec<f32>,
     change: Vec<f32>,
@@ -22,6 +24,19 @@ impl Relative {
         Self { base: base.to_vec(), change: zeros.clone(), mean: zeros.clone(), square: zeros }
     }
 
+    /// Whether both have set out from the same parameters.
+    pub fn starts_like(&self, other: &Self) -> bool {
+        let sizes = [&self.change, &self.mean, &self.square].map(Vec::len);
+        self.base == other.base && sizes == [self.base.len(); 3]
+    }
+
+    /// Writes the parameters.
+    pub fn write(&self, parameters: &mut [f32]) {
+        for (p, (b, c)) in parameters.iter_mut().zip(self.base.iter().zip(&self.change)) {
+            *p = b * (1.0 + c);
+        }
+    }
+
     /// Sum of squares of the gradient with respect to the changes, for clipping.
     pub fn gradient_square(&self, gradient: &[f32]) -> f64 {
         self.base.iter().zip(gradient).map(|(b, g)| f64::from(b * g).powi(2)).sum()
@@ -30,13 +45,13 @@ impl Relative {
     /// Step `t` (from 1) with the gradient of the parameters times `factor`; writes the new parameters.
     pub fn step(&mut self, t: i32, rate: f32, factor: f32, gradient: &[f32], parameters: &mut [f32]) {
         let (m_bias, s_bias) = (1.0 - MEAN.powi(t), 1.0 - SQUARE.powi(t));
-        for i in 0..self.base.len() {
-            let g = gradient[i] * self.base[i] * factor;
+        for (i, (base, gradient)) in self.base.iter().zip(gradient).enumerate() {
+            let g = gradient * base * factor;
             self.mean[i] = MEAN * self.mean[i] + (1.0 - MEAN) * g;
             self.square[i] = SQUARE * self.square[i] + (1.0 - SQUARE) * g * g;
             self.change[i] -= rate * (self.mean[i] / m_bias) / ((self.square[i] / s_bias).sqrt() + EPS);
-            parameters[i] = self.base[i] * (1.0 + self.change[i]);
         }
+        self.write(parameters);
     }
 }
 

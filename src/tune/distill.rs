@@ -3,14 +3,25 @@
 use super::adam::Relative;
 use super::parameters::{Kind, visit};
 use super::teacher::Teacher;
-use crate::decoder::{Model, Precision, exp_sum};
+use crate::decoder::{Model, Precision, exp_below_max};
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use std::time::{Duration, Instant};
+
+/// When to end.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Length {
+    /// After this many steps, one window each.
+    Steps(usize),
+    /// After this time; the result depends on the speed of the machine.
+    Time(Duration),
+}
 
 /// How to distil.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
-    /// Steps, one window each.
-    pub steps: usize,
+    /// How long.
+    pub length: Length,
     /// Highest rate of relative scales.
     pub rate: f32,
     /// Steps over which the rate rises.
@@ -21,7 +32,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { steps: 200, rate: 0.012, warm_up: 8, stride: 2 }
+        Self { length: Length::Steps(200), rate: 0.012, warm_up: 8, stride: 2 }
     }
 }
 
@@ -30,67 +41,143 @@ impl Default for Settings {
 pub struct Step {
     /// From 1.
     pub step: usize,
-    /// Of how many.
+    /// Of how many; an estimate if the time is what ends it.
     pub steps: usize,
     /// Mean KL divergence of the step's positions, nats.
     pub kld: f64,
 }
 
-/// Minimises the mean KL divergence of `model`'s next-token distribution from the source's over `windows`, by Adam on
-/// relative changes of all scales and norms. The rate rises linearly, then falls linearly to a twentieth.
-pub fn distill(
-    model: &mut Model,
-    source_head: &Model,
-    teacher: &Teacher,
-    windows: &[Vec<u32>],
-    settings: &Settings,
-    mut progress: impl FnMut(Step),
-) {
-    let d = model.config.d_model;
-    let mut states: Vec<Relative> = Vec::new();
-    model.set_precision(Precision::Coarse);
-    let zero = model.zero_grad(false);
-    visit(model, &zero, |_, p, _| states.push(Relative::new(p)));
-    for k in 0..settings.steps {
-        let w = k % windows.len();
-        let (tokens, length) = (&windows[w], windows[w].len());
-        let first = (k / windows.len() + k) % settings.stride;
+/// All that a distillation has come to; goes on from it with the same bits.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Checkpoint {
+    settings: Settings,
+    step: usize,
+    spent: Duration,
+    states: Vec<Relative>,
+}
+
+impl Checkpoint {
+    /// When the run ends.
+    pub fn length(&self) -> Length {
+        self.settings.length
+    }
+}
+
+/// Minimises the mean KL divergence of a model's next-token distribution from the source's, by Adam on relative
+/// changes of all scales and norms. The rate rises linearly, then falls linearly to a twentieth.
+pub struct Distillation<'a> {
+    model: &'a mut Model,
+    teacher: &'a Teacher,
+    windows: &'a [&'a [u32]],
+    state: Checkpoint,
+}
+
+impl<'a> Distillation<'a> {
+    /// Begins with `model`, whose head is that of the source; `windows` are those of `teacher`.
+    pub fn new(
+        model: &'a mut Model,
+        teacher: &'a Teacher,
+        windows: &'a [&'a [u32]],
+        settings: Settings,
+    ) -> Self {
+        let mut states = Vec::new();
+        model.set_precision(Precision::Coarse);
+        let zero = model.zero_grad(false);
+        visit(model, &zero, |_, p, _| states.push(Relative::new(p)));
+        let state = Checkpoint { settings, step: 0, spent: Duration::ZERO, states };
+        Self { model, teacher, windows, state }
+    }
+
+    /// Goes on from `checkpoint`, if it is one of a run with the same model and settings.
+    pub fn resume(&mut self, checkpoint: Checkpoint) -> bool {
+        let same = |(a, b): (&Relative, &Relative)| a.starts_like(b);
+        let fits = checkpoint.settings == self.state.settings
+            && checkpoint.states.len() == self.state.states.len()
+            && checkpoint.states.iter().zip(&self.state.states).all(same);
+        if fits {
+            self.state = checkpoint;
+            let zero = self.model.zero_grad(false);
+            let mut states = self.state.states.iter();
+            visit(self.model, &zero, |_, p, _| states.next().expect("one state a vector").write(p));
+        }
+        fits
+    }
+
+    /// What [`resume`](Self::resume) takes.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.state
+    }
+
+    /// Steps done.
+    pub fn steps(&self) -> usize {
+        self.state.step
+    }
+
+    /// Share of the run that is done.
+    fn progressed(&self) -> f64 {
+        match self.state.settings.length {
+            Length::Steps(n) => self.state.step as f64 / n.max(1) as f64,
+            Length::Time(all) => self.state.spent.as_secs_f64() / all.as_secs_f64().max(1e-9),
+        }
+    }
+
+    /// One step; `None` at the end.
+    pub fn step(&mut self) -> Option<Step> {
+        let progressed = self.progressed();
+        if progressed >= 1.0 || self.state.settings.length == Length::Steps(0) {
+            return None;
+        }
+        let started = Instant::now();
+        let (k, settings) = (self.state.step, self.state.settings.clone());
+        let d = self.model.config.d_model;
+        let w = k % self.windows.len();
+        let (tokens, length) = (self.windows[w], self.windows[w].len());
+        let first = (k / self.windows.len() + k) % settings.stride;
         let positions: Vec<usize> = (first..length).step_by(settings.stride).collect();
-        let tape = model.forward(tokens, length);
+        let tape = self.model.forward(tokens, length);
         let rows: Vec<f32> = positions.iter().flat_map(|&p| &tape.x[p * d..(p + 1) * d]).copied().collect();
-        let logits = model.logits(&model.normed(&rows));
-        let wanted = source_head.logits(&teacher.rows(w, positions.iter().copied(), d));
-        let (kld, mut d_logits) = kl(&logits, wanted, model.vocabulary());
-        let mut grad = model.zero_grad(false);
-        let d_rows = model.head_backward(&rows, &logits, &mut d_logits, &mut grad.norm);
+        let logits = self.model.logits(&self.model.normed(&rows));
+        let wanted = self.model.logits(&self.teacher.rows(w, positions.iter().copied(), d));
+        let (kld, mut d_logits) = kl(&logits, wanted, self.model.vocabulary());
+        let mut grad = self.model.zero_grad(false);
+        let d_rows = self.model.head_backward(&rows, &logits, &mut d_logits, &mut grad.norm);
         let mut dx = vec![0f32; tape.x.len()];
         for (row, &p) in d_rows.chunks_exact(d).zip(&positions) {
             dx[p * d..(p + 1) * d].copy_from_slice(row);
         }
-        model.backward(&tape, dx, length, &mut grad);
+        self.model.backward(&tape, dx, length, &mut grad);
 
-        let progressed = k as f32 / settings.steps as f32;
         let rise = ((k + 1) as f32 / settings.warm_up.max(1) as f32).min(1.0);
-        let rate = settings.rate * rise * (1.0 - 0.95 * progressed);
+        let rate = settings.rate * rise * (1.0 - 0.95 * progressed as f32);
         let mut square = 0.0;
-        let mut i = 0;
-        visit(model, &grad, |_, _, g| {
-            square += states[i].gradient_square(g);
-            i += 1;
+        let mut states = self.state.states.iter_mut();
+        visit(self.model, &grad, |_, _, g| {
+            square += states.next().expect("one state a vector").gradient_square(g);
         });
         // A gradient longer than 1 (bad windows, first steps) must not fill the squares' memory.
         let factor = if square.is_finite() { (1.0 / square.sqrt()).min(1.0) as f32 } else { 0.0 };
-        i = 0;
-        visit(model, &grad, |kind, p, g| {
+        let mut states = self.state.states.iter_mut();
+        visit(self.model, &grad, |kind, p, g| {
             let rate = if kind == Kind::Norm { 0.5 * rate } else { rate };
+            let state = states.next().expect("one state a vector");
             if factor > 0.0 {
-                states[i].step(k as i32 + 1, rate, factor, g, p);
+                state.step(k as i32 + 1, rate, factor, g, p);
             }
-            i += 1;
         });
-        progress(Step { step: k + 1, steps: settings.steps, kld });
+        self.state.step += 1;
+        self.state.spent += started.elapsed();
+        let steps = match settings.length {
+            Length::Steps(n) => n,
+            Length::Time(_) => (self.state.step as f64 / self.progressed()).ceil() as usize,
+        };
+        Some(Step { step: self.state.step, steps: steps.max(self.state.step), kld })
     }
-    model.set_precision(Precision::Fine);
+}
+
+impl Drop for Distillation<'_> {
+    fn drop(&mut self) {
+        self.model.set_precision(Precision::Fine);
+    }
 }
 
 /// Mean KL divergence of rows of `logits` from those of `wanted`, and its gradient with respect to `logits`.
@@ -102,10 +189,8 @@ fn kl(logits: &[f32], mut wanted: Vec<f32>, vocabulary: usize) -> (f64, Vec<f32>
         .zip(wanted.par_chunks_mut(vocabulary))
         .map(|(q, p)| {
             // KL = sum p (x_p - x_q) + log Zq - log Zp, and its gradient is (q - p) / rows.
-            let max = |x: &[f32]| x.iter().fold(f32::NEG_INFINITY, |m, &x| m.max(x));
-            let (top_p, top_q) = (max(p), max(q));
             let difference: Vec<f32> = p.iter().zip(&*q).map(|(p, q)| p - q).collect();
-            let (sum_p, sum_q) = (exp_sum(p, top_p), exp_sum(q, top_q));
+            let ((top_p, sum_p), (top_q, sum_q)) = (exp_below_max(p), exp_below_max(q));
             let (by_p, by_q) = (1.0 / sum_p, 1.0 / sum_q);
             let mean: f64 = p.iter().zip(&difference).map(|(p, d)| f64::from(p * by_p * d)).sum();
             let each = 1.0 / rows as f32;

@@ -1,6 +1,6 @@
 //! Training of what factorization has left free, against the source model.
 //!
-//! [`distill`] moves the scales and norms of a factorized model towards the logits of its source, all signs fixed:
+//! [`Distillation`] moves the scales and norms of a factorized model towards the logits of its source, all signs fixed:
 //! the cheapest large gain after factorization (`specs/algorithm.md`).
 
 mod adam;
@@ -8,5 +8,5 @@ mod distill;
 mod parameters;
 mod teacher;
 
-pub use distill::{Settings, Step, distill};
+pub use distill::{Checkpoint, Distillation, Length, Settings, Step};
 pub use teacher::Teacher;

@@ -1,6 +1,5 @@
 //! The source model's predictions on the training windows, kept as the rows that its head reads.
 
-use crate::decoder::Model;
 use half::f16;
 use rayon::prelude::*;
 
@@ -11,15 +10,9 @@ pub struct Teacher {
 }
 
 impl Teacher {
-    /// Runs the source over `windows`; `progress` is called after each.
-    pub fn new(source: &Model, windows: &[Vec<u32>], mut progress: impl FnMut(usize)) -> Self {
-        let mut rows = Vec::with_capacity(windows.len());
-        for (i, w) in windows.iter().enumerate() {
-            let normed = source.normed(&source.stream(w, w.len()));
-            rows.push(normed.par_iter().map(|&x| f16::from_f32(x)).collect());
-            progress(i + 1);
-        }
-        Self { rows }
+    /// From the rows of every window.
+    pub fn new(rows: &[Vec<f32>]) -> Self {
+        Self { rows: rows.iter().map(|r| r.par_iter().map(|&x| f16::from_f32(x)).collect()).collect() }
     }
 
     /// Rows of window `w` at `positions`.

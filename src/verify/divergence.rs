@@ -3,7 +3,7 @@
 //! The text is cut into windows of equal length, each is run alone, and the predictions of its second half are scored,
 //! so that every scored token has at least half a window of context.
 
-use crate::decoder::{Model, exp_sum, log_sum_exp};
+use crate::decoder::{Model, exp_below_max};
 use rayon::prelude::*;
 
 /// Positions whose logits are computed at once.
@@ -37,24 +37,24 @@ pub struct Comparison {
     pub same_top: Estimate,
 }
 
-/// Scores `model` against `source` on `windows`.
+/// Scores `model` on `windows` against its source, of which the normalised last rows of every window are given; both
+/// have the same head.
 pub fn compare(
-    source: &Model,
+    source_rows: &[Vec<f32>],
     model: &Model,
-    windows: &[Vec<u32>],
+    windows: &[&[u32]],
     mut progress: impl FnMut(usize),
 ) -> Comparison {
-    let d = source.config.d_model;
-    let v = source.vocabulary();
+    let (d, v) = (model.config.d_model, model.vocabulary());
     let mut scored: Vec<[f64; 4]> = Vec::new();
     for (i, window) in windows.iter().enumerate() {
         let length = window.len();
-        let normed = [source, model].map(|m| m.normed(&m.stream(window, length)));
+        let normed = model.normed(&model.stream(window, length));
         let positions: Vec<usize> = (length / 2..length - 1).collect();
         for part in positions.chunks(POSITIONS) {
             let rows = part[0] * d..(part[part.len() - 1] + 1) * d;
-            let p = source.logits(&normed[0][rows.clone()]);
-            let q = model.logits(&normed[1][rows]);
+            let p = model.logits(&source_rows[i][rows.clone()]);
+            let q = model.logits(&normed[rows]);
             let next = &window[part[0] + 1..];
             let part: Vec<[f64; 4]> = p
                 .par_chunks(v)
@@ -71,13 +71,16 @@ pub fn compare(
 
 /// Negative log likelihoods of `next` under both, divergence, whether the tops agree.
 fn score(p: &[f32], q: &[f32], next: usize) -> [f64; 4] {
-    let (zp, zq) = (f64::from(log_sum_exp(p)), f64::from(log_sum_exp(q)));
-    let mut weights = p.to_vec();
-    exp_sum(&mut weights, zp as f32);
+    let exponentials = |x: &[f32]| {
+        let mut e = x.to_vec();
+        let (max, sum) = exp_below_max(&mut e);
+        (e, f64::from(max) + f64::from(sum).ln(), f64::from(sum))
+    };
+    let ((weights, zp, sum), (_, zq, _)) = (exponentials(p), exponentials(q));
     let kld = weights
         .iter()
         .zip(p.iter().zip(q))
-        .map(|(w, (p, q))| f64::from(*w) * ((f64::from(*p) - zp) - (f64::from(*q) - zq)));
+        .map(|(w, (p, q))| f64::from(*w) / sum * ((f64::from(*p) - zp) - (f64::from(*q) - zq)));
     let top = |x: &[f32]| x.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(i, _)| i);
     let kld: f64 = kld.sum();
     [zp - f64::from(p[next]), zq - f64::from(q[next]), kld.max(0.0), f64::from(u8::from(top(p) == top(q)))]

@@ -28,15 +28,11 @@ pub fn product(s: &Signs, x: &[f32], scale: &[f32], terms: usize, out: &mut [f32
             let rows = x.len() / k;
             // SAFETY: the features are there.
             unsafe { pack(x, scale, terms, rows, [&mut rest, &mut line], &mut packed) };
-            let run = |panel: usize, words: &[u64]| {
+            for (panel, words) in s.words.chunks_exact(pairs).enumerate() {
                 let width = PANEL.min(n - panel * PANEL);
                 // SAFETY: the features are there, `tile` checks nothing else that it relies on: `packed` holds
                 // terms * pairs groups of `rows` values, `words` one word for each pair.
                 let tile = unsafe { tile_of(rows)(&packed, words, terms) };
-                (width, tile)
-            };
-            for (panel, words) in s.words.chunks_exact(pairs).enumerate() {
-                let (width, tile) = run(panel, words);
                 for (out, tile) in out.chunks_exact_mut(n).zip(&tile) {
                     out[panel * PANEL..panel * PANEL + width].copy_from_slice(&tile[..width]);
                 }

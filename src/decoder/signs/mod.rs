@@ -63,13 +63,8 @@ impl Signs {
         Self { n, k, words }
     }
 
-    /// Rows.
-    pub fn rows(&self) -> usize {
-        self.n
-    }
-
     /// Whether (`row`, `column`) is +1.
-    pub fn is_plus(&self, row: usize, column: usize) -> bool {
+    fn is_plus(&self, row: usize, column: usize) -> bool {
         let word = self.words[row / PANEL * self.k.div_ceil(2) + column / 2];
         word >> (2 * (row % PANEL) + column % 2) & 1 == 1
     }

@@ -1,0 +1,200 @@
+//! Finished pieces of a long run, kept until the output exists, so that a run that was cut off goes on where it was.
+//!
+//! A folder beside the output holds `run.json`, the fingerprint of inputs and options, and one file for each record:
+//! magic, length and SHA-256 of the payload, payload. Records appear whole (temporary file, flush, rename); one that
+//! fails its checksum counts as absent and is made again.
+
+use crate::error::{Error, Result};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::fs::{File, TryLockError};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+const MAGIC: &[u8; 8] = b"LBREC\0\0\x01";
+/// Magic, length, checksum.
+const HEADER: usize = 8 + 8 + 32;
+const FINGERPRINT: &str = "run.json";
+
+/// What results depend on, by name.
+pub type Fingerprint = BTreeMap<String, String>;
+
+/// An open journal; other runs are locked out while it lives.
+#[derive(Debug)]
+pub struct Journal {
+    dir: PathBuf,
+    lock: File,
+}
+
+impl Journal {
+    /// Opens the journal in `dir`, or begins one.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if another run is at work on it, or if it belongs to a run with another fingerprint: the
+    /// message names the field.
+    pub fn open(dir: &Path, fingerprint: &Fingerprint) -> Result<Self> {
+        match std::fs::create_dir(dir) {
+            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(Error::io(dir, "create work folder", e));
+            }
+            _ => {}
+        }
+        let path = dir.join("lock");
+        let lock = File::create(&path).map_err(|e| Error::io(&path, "create", e))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::usage(format!(
+                    "another run is at work in {}; wait for it, or give this one another --work-dir",
+                    dir.display()
+                )));
+            }
+            Err(TryLockError::Error(e)) => return Err(Error::io(&path, "lock", e)),
+        }
+        let journal = Self { dir: dir.to_owned(), lock };
+        let path = dir.join(FINGERPRINT);
+        match std::fs::read(&path) {
+            Ok(bytes) => {
+                let found: Fingerprint = serde_json::from_slice(&bytes)
+                    .map_err(|e| Error::malformed(&path, 0, format!("no fingerprint of a run: {e}")))?;
+                if let Some(what) = difference(&found, fingerprint) {
+                    return Err(Error::usage(format!(
+                        "{} holds an unfinished run that differs from this one: {what}. Repeat that command to \
+                         finish it, remove the folder to start anew, or give this run another --work-dir",
+                        dir.display()
+                    )));
+                }
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                let text = serde_json::to_vec_pretty(fingerprint).expect("strings are JSON");
+                journal.place(&path, "the run's fingerprint", &[&text])?;
+            }
+            Err(e) => return Err(Error::io(&path, "read", e)),
+        }
+        Ok(journal)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{name}.rec"))
+    }
+
+    /// The record `name`, if it is there and whole.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it is there and cannot be read.
+    pub fn get<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
+        let path = self.path(name);
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Error::io(&path, "read", e)),
+        };
+        Ok(payload(&bytes).and_then(|p| postcard::from_bytes(p).ok()))
+    }
+
+    /// Writes the record `name`, in place of an older one. `what` says in an error what it is.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn put<T: Serialize>(&self, name: &str, what: &str, value: &T) -> Result<()> {
+        let path = self.path(name);
+        let payload =
+            postcard::to_stdvec(value).map_err(|e| Error::io(&path, "encode", std::io::Error::other(e)))?;
+        let mut header = MAGIC.to_vec();
+        header.extend_from_slice(&(payload.len() as u64).to_le_bytes());
+        header.extend_from_slice(&Sha256::digest(&payload));
+        self.place(&path, what, &[&header, &payload])
+    }
+
+    fn place(&self, path: &Path, what: &str, parts: &[&[u8]]) -> Result<()> {
+        let run = || -> std::io::Result<()> {
+            let mut temp = tempfile::NamedTempFile::new_in(&self.dir)?;
+            parts.iter().try_for_each(|p| temp.write_all(p))?;
+            temp.as_file().sync_all()?;
+            temp.persist(path).map_err(|e| e.error)?;
+            File::open(&self.dir)?.sync_all()
+        };
+        run().map_err(|e| Error::io(path, format!("write {what}"), e))
+    }
+
+    /// Whether it holds anything that another run could use.
+    pub fn holds_work(&self) -> bool {
+        let records = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        records.filter(|f| f.path().extension().is_some_and(|e| e == "rec")).count() > 0
+    }
+
+    /// Removes the journal.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn remove(self) -> Result<()> {
+        let Self { dir, lock } = self;
+        let removed = std::fs::remove_dir_all(&dir);
+        drop(lock);
+        removed.map_err(|e| Error::io(&dir, "remove work folder", e))
+    }
+}
+
+/// Payload of a whole record.
+fn payload(bytes: &[u8]) -> Option<&[u8]> {
+    let (header, payload) = bytes.split_at_checked(HEADER)?;
+    let whole = header.starts_with(MAGIC)
+        && header[8..16] == (payload.len() as u64).to_le_bytes()
+        && header[16..] == *Sha256::digest(payload);
+    whole.then_some(payload)
+}
+
+/// The first field in which two runs differ.
+fn difference(old: &Fingerprint, new: &Fingerprint) -> Option<String> {
+    let keys = old.keys().chain(new.keys());
+    let text = |f: &Fingerprint, key: &String| f.get(key).map_or("absent".to_owned(), |v| format!("'{v}'"));
+    let key = keys.min_by_key(|k| (old.get(*k) == new.get(*k), (*k).clone()))?;
+    (old.get(key) != new.get(key)).then(|| format!("{key} was {}, is {}", text(old, key), text(new, key)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fingerprint(bpw: &str) -> Fingerprint {
+        [("bpw", bpw), ("tool", "x")].map(|(k, v)| (k.to_owned(), v.to_owned())).into()
+    }
+
+    #[test]
+    fn records_come_back_until_they_are_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        let work = dir.path().join("work");
+        let value = (7u32, vec![1.5f32, -2.0], "x".to_owned());
+        let journal = Journal::open(&work, &fingerprint("1")).unwrap();
+        assert_eq!(journal.get::<(u32, Vec<f32>, String)>("a").unwrap(), None);
+        journal.put("a", "it", &(0u32, Vec::<f32>::new(), String::new())).unwrap();
+        journal.put("a", "it", &value).unwrap();
+        drop(journal);
+        let journal = Journal::open(&work, &fingerprint("1")).unwrap();
+        assert_eq!(journal.get("a").unwrap(), Some(value));
+        let whole = std::fs::read(work.join("a.rec")).unwrap();
+        for at in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 0x10;
+            std::fs::write(work.join("a.rec"), &bytes).unwrap();
+            assert_eq!(journal.get::<(u32, Vec<f32>, String)>("a").unwrap(), None, "byte {at}");
+            std::fs::write(work.join("a.rec"), &whole[..at]).unwrap();
+            assert_eq!(journal.get::<(u32, Vec<f32>, String)>("a").unwrap(), None, "cut at {at}");
+        }
+        journal.remove().unwrap();
+        assert!(!work.exists());
+    }
+
+    #[test]
+    fn other_runs_are_kept_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path(), &fingerprint("1")).unwrap();
+        let message = Journal::open(dir.path(), &fingerprint("1")).unwrap_err().to_string();
+        assert!(message.contains("another run is at work"), "{message}");
+        drop(journal);
+        let message = Journal::open(dir.path(), &fingerprint("0.8")).unwrap_err().to_string();
+        assert!(message.contains("bpw was '1', is '0.8'"), "{message}");
+    }
+}

@@ -1,0 +1,234 @@
+//! Factorization in model order on the activations of the part that is already compressed.
+//!
+//! The source is read block by block; of it only the activations go on: a second stream of them passes the
+//! compressed blocks, and at the end the source's predictions for every window are left.
+
+use super::tuned::WINDOW;
+use crate::calibrate::moments::Moments;
+use crate::decoder::{Binary, Block, BlockTape, Linear, Loader, Model, Rotation, Site, Weight};
+use crate::error::{Error, Result};
+use crate::factorize::{self, Job, Method, polish};
+use crate::format::Factors;
+use crate::job::convert::Options;
+use crate::job::journal::Journal;
+use crate::job::report::Event;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::Instant;
+
+/// Share of the drift that the target makes up for: all of it follows the calibration text too closely.
+const ALPHA: f64 = 0.5;
+/// Ridge of the target's normal equations, relative to the mean second moment.
+const DAMP: f64 = 0.05;
+/// Rounds of polish; more gain little.
+const POLISH_ROUNDS: usize = 2;
+/// Record of [`Sequential::rows`].
+const ROWS: &str = "source-rows";
+
+/// Factors of one weight and how long they took.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Made {
+    pub factors: Factors,
+    pub seconds: f64,
+}
+
+/// What the stage needs.
+pub(super) struct Stage<'a> {
+    pub path: &'a Path,
+    pub loader: Loader<'a>,
+    /// Windows that the source runs over; the first `statistics` of them serve for moments.
+    pub windows: &'a [&'a [u32]],
+    pub statistics: usize,
+    /// Place in the plan and rank by weight name; layers without an entry stay.
+    pub ranks: HashMap<&'a str, (usize, usize)>,
+    pub options: &'a Options,
+    pub journal: &'a Journal,
+}
+
+/// What it leaves.
+pub(super) struct Sequential {
+    pub model: Model,
+    pub made: HashMap<String, Made>,
+    /// Normalised last rows of the source for every window, `WINDOW x d_model`.
+    pub rows: Vec<Vec<f32>>,
+}
+
+impl Stage<'_> {
+    /// Factorizes block by block; every layer towards the target that makes up for the drift of its inputs.
+    pub fn run(&self, progress: &mut dyn FnMut(Event)) -> Result<Sequential> {
+        let mut model = self.loader.frame()?;
+        if let Some(t) = self.windows.iter().copied().flatten().find(|&&t| t as usize >= model.vocabulary()) {
+            let what = format!("token {t} of the tokenizer has no embedding");
+            return Err(Error::unsupported(self.path, what));
+        }
+        let mut made = HashMap::new();
+        for (&name, &(index, rank)) in &self.ranks {
+            let record: Option<Made> = self.journal.get(&format!("matrix-{index}"))?;
+            if let Some(m) = record.filter(|m| m.factors.slices.iter().all(|s| s.rank() == rank)) {
+                made.insert(name.to_owned(), m);
+            }
+        }
+        let whole = made.len() == self.ranks.len();
+        if !made.is_empty() {
+            let text =
+                format!("{} of {} matrices are there from an earlier run", made.len(), self.ranks.len());
+            progress(Event::Note(&text));
+        }
+        let digest = self.digest();
+        let record: Option<(Vec<u8>, Vec<Vec<f32>>)> = if whole { self.journal.get(ROWS)? } else { None };
+        if let Some((_, rows)) = record.filter(|(of, _)| *of == digest) {
+            for b in 0..model.config.blocks {
+                let mut block = self.loader.block(b)?;
+                block.linears.iter_mut().flatten().for_each(|l| replace(l, &made));
+                model.blocks.push(block);
+            }
+            return Ok(Sequential { model, made, rows });
+        }
+
+        let rotations = model.rotations(WINDOW);
+        let mut xf: Vec<Vec<f32>> = self.windows.iter().map(|w| model.embed(w)).collect();
+        let mut xq = xf[..self.statistics].to_vec();
+        for b in 0..model.config.blocks {
+            let block = self.loader.block(b)?;
+            let rotation = block.rotation(&rotations);
+            let mut inputs = Vec::with_capacity(self.statistics);
+            for (i, x) in xf.iter_mut().enumerate() {
+                let (y, tape) = block.forward(&model.config, rotation, std::mem::take(x), WINDOW);
+                if i < self.statistics {
+                    inputs.push(tape.into_inputs());
+                }
+                *x = y;
+            }
+            let block = self.block(&model, block, rotation, inputs, &mut xq, &mut made)?;
+            model.blocks.push(block);
+            progress(Event::Stage {
+                name: "factorize",
+                done: b + 1,
+                total: model.config.blocks,
+                value: Some(drift(&xf, &xq)),
+            });
+        }
+        xf.iter_mut().for_each(|x| *x = model.normed(x));
+        self.journal.put(ROWS, "the source's predictions", &(digest, &xf))?;
+        Ok(Sequential { model, made, rows: xf })
+    }
+
+    /// Of the windows' tokens.
+    fn digest(&self) -> Vec<u8> {
+        let mut hash = Sha256::new();
+        for window in self.windows {
+            hash.update((window.len() as u64).to_le_bytes());
+            window.iter().for_each(|t| hash.update(t.to_le_bytes()));
+        }
+        hash.finalize().to_vec()
+    }
+
+    /// Factorizes one block. `inputs` are those of its layers in the source, by window and site; `xq` is the
+    /// compressed stream.
+    fn block(
+        &self,
+        model: &Model,
+        mut block: Block,
+        rotation: &Rotation,
+        inputs: Vec<[Vec<f32>; 4]>,
+        xq: &mut [Vec<f32>],
+        made: &mut HashMap<String, Made>,
+    ) -> Result<Block> {
+        let c = &model.config;
+        // The compressed stream goes from site to site, past layers that are factorized by then.
+        let mut states: Vec<BlockTape> = xq.iter_mut().map(|x| block.begin(c, std::mem::take(x))).collect();
+        for site in Site::ALL {
+            let linears = &mut block.linears[site as usize];
+            let open = |l: &Linear| self.ranks.contains_key(l.name.as_str()) && !made.contains_key(&l.name);
+            if linears.iter().any(open) {
+                let mut moments = Moments::new(linears[0].d_in);
+                for (state, source) in states.iter().zip(&inputs) {
+                    moments.add(&source[site as usize], state.input(site));
+                }
+                self.site(linears, &moments, made)?;
+            }
+            linears.iter_mut().for_each(|l| replace(l, made));
+            for (state, x) in states.iter_mut().zip(xq.iter_mut()) {
+                if site == Site::Down {
+                    *x = block.finish(c, state);
+                } else {
+                    block.advance(c, rotation, state, site, WINDOW);
+                }
+                state.shed(site);
+            }
+        }
+        Ok(block)
+    }
+
+    /// Factorizes the layers that read the inputs of `moments`, unless they are made already.
+    fn site(&self, linears: &[Linear], moments: &Moments, made: &mut HashMap<String, Made>) -> Result<()> {
+        let importance = moments.importance();
+        let metric = polish::metric(&moments.compressed(), importance.len());
+        let correction = moments.correction(&linears[0].name, ALPHA, DAMP)?;
+        let options = self.options;
+        for l in linears {
+            let (Some(&(index, rank)), Weight::Dense(w)) = (self.ranks.get(l.name.as_str()), &l.weight)
+            else {
+                continue;
+            };
+            if made.contains_key(&l.name) {
+                continue;
+            }
+            let started = Instant::now();
+            let target = match &correction {
+                Some(c) => c.target(&l.name, w)?,
+                None => w.clone(),
+            };
+            let mut outcome = factorize::factorize(&Job {
+                name: &l.name,
+                w: &target,
+                d_out: l.d_out,
+                d_in: l.d_in,
+                rank,
+                paths: options.paths,
+                method: options.method,
+                rotate: options.rotate,
+                importance: Some(&importance),
+                seed: options.seed,
+                iterations: options.iterations,
+            })?;
+            if options.method == Method::Admm && options.paths == 1 {
+                outcome.paths[0] =
+                    polish::polish(&l.name, &target, &outcome.paths[0], &metric, POLISH_ROUNDS)?;
+            }
+            let factors = Factors { paths: options.paths, slices: outcome.paths };
+            let one = Made { factors, seconds: started.elapsed().as_secs_f64() };
+            let what = format!("the factors of '{}'", l.name);
+            self.journal.put(&format!("matrix-{index}"), &what, &one)?;
+            made.insert(l.name.clone(), one);
+        }
+        Ok(())
+    }
+}
+
+/// Puts the factors in the place of the dense weight, if there are any.
+fn replace(l: &mut Linear, made: &HashMap<String, Made>) {
+    if let Some(m) = made.get(&l.name) {
+        l.weight = Weight::Binary(m.factors.slices.iter().map(Binary::from).collect());
+    }
+}
+
+/// Median over tokens of the relative squared distance between both streams.
+fn drift(xf: &[Vec<f32>], xq: &[Vec<f32>]) -> f64 {
+    let d = xf[0].len() / WINDOW;
+    let mut all: Vec<f64> = Vec::new();
+    for (f, q) in xf.iter().zip(xq) {
+        for (f, q) in f.chunks_exact(d).zip(q.chunks_exact(d)) {
+            let (mut difference, mut norm) = (0f64, 1e-30f64);
+            for (f, q) in f.iter().zip(q) {
+                difference += f64::from(f - q).powi(2);
+                norm += f64::from(*f).powi(2);
+            }
+            all.push(difference / norm);
+        }
+    }
+    all.sort_by(f64::total_cmp);
+    all[all.len() / 2]
+}
