@@ -47,6 +47,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 d_in: shape.d_in,
                 experts: 1,
                 fixed: None,
+                spectrum: None,
             };
             matrices.push((spec, gguf.read_f32(t)?));
         }

@@ -327,7 +327,7 @@ fn goes_on_from_finished_work() {
             break;
         }
         let e = fails(2, &[&args[..], &["--rank", "64", "--force"]].concat());
-        assert!(e.contains("bits per weight was") && e.contains("--work-dir"), "{e}");
+        assert!(e.contains("size was 'rank 32', is 'rank 64'") && e.contains("--work-dir"), "{e}");
     }
     ok(&[&args[..], &["--rank", "32", "--force"]].concat());
     assert_eq!(std::fs::read(&straight).unwrap(), std::fs::read(&out).unwrap());

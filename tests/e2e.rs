@@ -337,11 +337,12 @@ fn killed_runs_go_on_to_the_same_bytes() {
     let text: String = std::fs::read_to_string(docs.join("build.md")).unwrap().chars().take(8000).collect();
     std::fs::write(&calibration, text).unwrap();
     let (straight, cut) = (f.path("straight.gguf"), f.path("cut.gguf"));
+    let imatrix = f.path("kill.imatrix.gguf");
     let command = |out: &Path| {
         let mut c = Command::new(support::BIN);
         c.arg(f.f32()).arg(out).arg("--calibration").arg(&calibration);
         c.args(["--tensor-rule", r"blk\.([2-9]|\d\d)\.=keep", "--iterations", "4", "--effort", "fast", "-q"]);
-        c.args(["--tune-steps", "12"]);
+        c.args(["--tune-steps", "12", "--force", "--save-imatrix"]).arg(&imatrix);
         c
     };
     let started = std::time::Instant::now();
@@ -368,6 +369,30 @@ fn killed_runs_go_on_to_the_same_bytes() {
         "other bytes after {kills} kills"
     );
     assert!(!f.path("cut.gguf.work").exists());
+
+    // The importance matrix is llama-imatrix's.
+    let theirs = f.path("theirs.imatrix.gguf");
+    let mut reference = program("LITTLEBIT_STOCK", "llama-imatrix");
+    reference
+        .arg("-m")
+        .arg(f.f32())
+        .arg("-f")
+        .arg(&calibration)
+        .args(["-c", "512", "-t", "2", "-o"])
+        .arg(&theirs);
+    success("llama-imatrix", &mut reference);
+    let [ours, theirs] = [&imatrix, &theirs].map(|p| Gguf::open(p).unwrap());
+    let names =
+        |g: &Gguf| g.tensors.iter().map(|t| t.name.clone()).collect::<std::collections::BTreeSet<_>>();
+    assert_eq!(names(&ours), names(&theirs));
+    for t in &theirs.tensors {
+        let own = ours.tensor(&t.name).unwrap();
+        assert_eq!(own.dims.iter().product::<u64>(), t.dims.iter().product::<u64>(), "{}", t.name);
+        let (a, b) = (ours.read_f32(own).unwrap(), theirs.read_f32(t).unwrap());
+        let difference: f64 = a.iter().zip(&b).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+        let square: f64 = b.iter().map(|b| f64::from(*b).powi(2)).sum();
+        assert!((difference / square).sqrt() < 1e-2, "{}: {:e}", t.name, (difference / square).sqrt());
+    }
 }
 
 /// A calibrated conversion: its own figures are those of llama.cpp on the file that it wrote, and it is worth it.

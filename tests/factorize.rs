@@ -269,8 +269,14 @@ fn any_number_of_threads_gives_the_same_bytes() {
 #[test]
 fn a_planned_rank_takes_the_planned_bytes() {
     for (d_out, d_in, paths) in [(100, 70, 1), (64, 129, 2), (33, 200, 1)] {
-        let spec =
-            MatrixSpec { name: "blk.0.attn_q.weight".to_owned(), d_out, d_in, experts: 1, fixed: None };
+        let spec = MatrixSpec {
+            name: "blk.0.attn_q.weight".to_owned(),
+            d_out,
+            d_in,
+            experts: 1,
+            fixed: None,
+            spectrum: None,
+        };
         let planned = plan(&[spec], Target::Bpw(4.0), paths, Method::Admm).unwrap();
         let w = weights(d_out, d_in);
         let base = job(&w, d_out, d_in, planned.entries[0].rank, Method::Admm);

@@ -6,8 +6,9 @@
 
 use super::legacy;
 use crate::error::{Error, Result};
-use crate::gguf::{Array, GgmlType, Gguf, MAGIC, TensorInfo, Value};
+use crate::gguf::{Array, DEFAULT_ALIGNMENT, GgmlType, Gguf, MAGIC, TensorDesc, TensorInfo, Value, Writer};
 use crate::plan::MatrixSpec;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
@@ -126,6 +127,50 @@ impl Imatrix {
     }
 }
 
+/// Sums of squares of the inputs of weights, collected over tokens.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Collector {
+    sums: BTreeMap<String, (Vec<f64>, u64)>,
+}
+
+impl Collector {
+    /// Adds rows of inputs of the weight `name`, `tokens x d_in`.
+    pub fn add(&mut self, name: &str, d_in: usize, x: &[f32]) {
+        let (sums, count) = self.sums.entry(name.to_owned()).or_insert_with(|| (vec![0.0; d_in], 0));
+        let mut part = vec![0f32; d_in];
+        for x in x.chunks_exact(d_in) {
+            part.iter_mut().zip(x).for_each(|(s, x)| *s += x * x);
+            *count += 1;
+        }
+        sums.iter_mut().zip(part).for_each(|(s, p)| *s += f64::from(p));
+    }
+
+    /// The imatrix as llama-imatrix writes it, for texts called `datasets` in `chunks` windows of `length` tokens.
+    ///
+    /// # Errors
+    /// Names that a GGUF cannot hold.
+    pub fn to_gguf(&self, datasets: &[String], chunks: usize, length: usize) -> Result<Vec<u8>> {
+        let names = datasets.iter().map(|n| n.as_bytes().to_vec()).collect();
+        let kv = [
+            ("general.type".to_owned(), Value::Str(b"imatrix".to_vec())),
+            ("imatrix.datasets".to_owned(), Value::Array(Array::Str(names))),
+            ("imatrix.chunk_count".to_owned(), Value::U32(chunks as u32)),
+            ("imatrix.chunk_size".to_owned(), Value::U32(length as u32)),
+        ];
+        let tensor = |name: String, n: usize| TensorDesc { name, dims: vec![n as u64, 1], ty: GgmlType::F32 };
+        let descriptors = self.sums.iter().flat_map(|(name, (sums, _))| {
+            [tensor(format!("{name}{SUMS}"), sums.len()), tensor(format!("{name}{COUNTS}"), 1)]
+        });
+        let mut writer = Writer::new(Vec::new(), &kv, descriptors.collect(), DEFAULT_ALIGNMENT)?;
+        for (name, (sums, count)) in &self.sums {
+            let bytes: Vec<u8> = sums.iter().flat_map(|&s| (s as f32).to_le_bytes()).collect();
+            writer.write_tensor(&format!("{name}{SUMS}"), &bytes)?;
+            writer.write_tensor(&format!("{name}{COUNTS}"), &(*count as f32).to_le_bytes())?;
+        }
+        writer.finish()
+    }
+}
+
 impl Entry {
     /// Whether the expert saw any row.
     fn seen(&self, expert: usize) -> bool {
@@ -173,7 +218,7 @@ mod tests {
     use crate::gguf::{TensorDesc, Writer};
 
     fn spec(name: &str, d_in: usize, experts: usize) -> MatrixSpec {
-        MatrixSpec { name: name.to_owned(), d_out: 8, d_in, experts, fixed: None }
+        MatrixSpec { name: name.to_owned(), d_out: 8, d_in, experts, fixed: None, spectrum: None }
     }
 
     fn write(dir: &tempfile::TempDir, tensors: &[(&str, &[u64], Vec<f32>)]) -> PathBuf {

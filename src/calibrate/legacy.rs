@@ -167,6 +167,7 @@ mod tests {
             d_in,
             experts,
             fixed: None,
+            spectrum: None,
         };
         assert!(im.check(&[spec("a.weight", 3, 1), spec("e.weight", 2, 2)]).unwrap().is_empty());
         let e = im.check(&[spec("e.weight", 3, 1)]).unwrap_err().to_string();

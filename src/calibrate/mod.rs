@@ -3,4 +3,5 @@
 pub mod imatrix;
 mod legacy;
 pub mod moments;
+pub mod sensitivity;
 pub mod text;

@@ -1,6 +1,6 @@
 //! Second moments of the inputs of a linear layer, in the source model and in the compressed one.
 
-use crate::decoder::product::transposed_times;
+use crate::decoder::{Coarse, token_weights, transposed, weighed};
 use crate::error::{Error, Result};
 use faer::linalg::solvers::{Llt, Solve};
 use faer::{Mat, Side};
@@ -24,19 +24,15 @@ impl Moments {
     /// massive tokens do not rule.
     pub fn add(&mut self, source: &[f32], compressed: &[f32]) {
         let d = self.d;
-        let norms: Vec<f32> =
-            source.chunks_exact(d).map(|x| x.iter().map(|v| v * v).sum::<f32>().sqrt()).collect();
-        let mut sorted = norms.clone();
-        sorted.sort_by(f32::total_cmp);
-        let median = sorted[sorted.len() / 2];
-        let weigh = |rows: &[f32]| -> Vec<f32> {
-            let weights = norms.iter().map(|n| if *n > median { median / n } else { 1.0 });
-            rows.chunks_exact(d).zip(weights).flat_map(|(x, w)| x.iter().map(move |v| v * w)).collect()
-        };
-        let (f, q) = (weigh(source), weigh(compressed));
-        transposed_times(&mut self.compressed, &q, &q, d, d, true);
-        transposed_times(&mut self.cross, &f, &q, d, d, true);
-        self.tokens += norms.len();
+        let weights = token_weights(source, d);
+        let (f, q) = (weighed(source, &weights), weighed(compressed, &weights));
+        // Rounding to bfloat16 is far below what another text would change; both factors of the first product are
+        // the same numbers, so it stays positive semidefinite.
+        let q = transposed(&q, d);
+        let right = Coarse::from_fn(d, weights.len(), |i, t| q[i * weights.len() + t]);
+        right.add_product(&q, &mut self.compressed);
+        right.add_product(&transposed(&f, d), &mut self.cross);
+        self.tokens += weights.len();
     }
 
     /// Mean square of each input of the compressed stream.
@@ -138,7 +134,7 @@ mod tests {
         let t = m.correction("w", 1.0, 1e-9).unwrap().unwrap().target("w", &w).unwrap();
         for (k, (t, w)) in t.iter().zip(&w).enumerate() {
             let scale = 0.5 + (k % 4) as f32;
-            assert!((t * scale - w).abs() < 1e-3, "{t} {w}");
+            assert!((t * scale - w).abs() < 2e-2, "{t} {w}");
         }
     }
 }

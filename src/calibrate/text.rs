@@ -25,12 +25,43 @@ pub fn windows_of(files: &[PathBuf], tokenizer: &Tokenizer, length: usize) -> Re
     files.iter().map(read).collect()
 }
 
-/// One window of each file in turn; shorter files drop out when they end.
-pub fn mixed(files: Vec<Vec<Vec<u32>>>) -> Vec<Vec<u32>> {
-    let longest = files.iter().map(Vec::len).max().unwrap_or(0);
-    (0..longest)
-        .flat_map(|i| files.iter().filter_map(move |f| f.get(i).cloned()).collect::<Vec<_>>())
-        .collect()
+/// Windows of several files and the order in which they are used: one of each file in turn, a shorter file from its
+/// beginning again while the others go on.
+#[derive(Clone, Debug)]
+pub struct Mixture {
+    /// All windows; the first ones alternate between the files, so that any number of them is mixed.
+    pub windows: Vec<Vec<u32>>,
+    /// Positions of each file's windows among them.
+    files: Vec<Vec<usize>>,
+}
+
+impl Mixture {
+    /// Mixes the windows of `files`.
+    pub fn new(files: Vec<Vec<Vec<u32>>>) -> Self {
+        let longest = files.iter().map(Vec::len).max().unwrap_or(0);
+        let mut mixture = Self { windows: Vec::new(), files: vec![Vec::new(); files.len()] };
+        for i in 0..longest {
+            for (f, file) in files.iter().enumerate().filter(|(_, f)| i < f.len()) {
+                mixture.files[f].push(mixture.windows.len());
+                mixture.windows.push(file[i].clone());
+            }
+        }
+        mixture
+    }
+
+    /// Keeps the first `n` windows.
+    pub fn truncate(&mut self, n: usize) {
+        self.windows.truncate(n);
+        self.files.iter_mut().for_each(|f| f.retain(|&i| i < n));
+        self.files.retain(|f| !f.is_empty());
+    }
+
+    /// The window of step `k` and how often its file was gone through before.
+    pub fn at(&self, k: usize) -> (usize, usize) {
+        let file = &self.files[k % self.files.len()];
+        let turn = k / self.files.len();
+        (file[turn % file.len()], turn / file.len())
+    }
 }
 
 #[cfg(test)]
@@ -40,7 +71,12 @@ mod tests {
     #[test]
     fn files_take_turns() {
         let file = |n: u32, len: usize| (0..len).map(|i| vec![n, i as u32]).collect();
-        let first: Vec<u32> = mixed(vec![file(1, 3), file(2, 1)]).iter().map(|w| w[0]).collect();
+        let mut mixture = Mixture::new(vec![file(1, 3), file(2, 1)]);
+        let first: Vec<u32> = mixture.windows.iter().map(|w| w[0]).collect();
         assert_eq!(first, [1, 2, 1, 1]);
+        let order: Vec<_> = (0..8).map(|k| mixture.at(k)).collect();
+        assert_eq!(order, [(0, 0), (1, 0), (2, 0), (1, 1), (3, 0), (1, 2), (0, 1), (1, 3)]);
+        mixture.truncate(1);
+        assert_eq!((mixture.at(0), mixture.at(1)), ((0, 0), (0, 1)));
     }
 }

@@ -107,6 +107,9 @@ pub struct ConvertArgs {
     /// Distillation steps instead of the effort's; 0 turns it off
     #[arg(long, value_name = "N", requires = "calibration", help_heading = "Method")]
     tune_steps: Option<usize>,
+    /// Also write the importance matrix of the calibration text, as llama-imatrix does, for llama-quantize or --imatrix
+    #[arg(long, value_name = "FILE", requires = "calibration", help_heading = "Output")]
+    save_imatrix: Option<PathBuf>,
     /// Time for the whole calibrated run (90s, 40m, 2h) instead of a number of steps; the result depends on the machine
     #[arg(long, value_name = "TIME", requires = "calibration", conflicts_with = "tune_steps", value_parser = duration, help_heading = "Method")]
     time_budget: Option<Duration>,
@@ -259,6 +262,7 @@ impl ConvertArgs {
                 effort: self.effort,
                 steps: self.tune_steps,
                 time_budget: self.time_budget,
+                save_imatrix: self.save_imatrix.clone(),
                 evaluation: self.eval.clone(),
             }),
             token_embedding_type: self.token_embedding_type,

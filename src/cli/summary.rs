@@ -96,11 +96,21 @@ pub fn print(report: &Report, json: bool) -> Result<()> {
             100.0 * c.same_top.error,
             c.tokens
         ))?;
+        print_line(&format!(
+            "  sample: {} ~> {}",
+            one_line(&e.sample.prompt),
+            one_line(&e.sample.continuation)
+        ))?;
     }
     match report.calibration.is_empty() {
         true => print_line(&verdict(report)),
         false => Ok(()),
     }
+}
+
+/// Text without line breaks and control characters.
+fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// Prints a plan: what a run would do.

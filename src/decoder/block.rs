@@ -165,10 +165,30 @@ fn gate(activation: Activation, x: &[f32], value: &mut [f32], slope: &mut [f32])
 }
 
 impl Block {
+    /// The same block with dense weights in little precision, for forward passes.
+    pub fn coarse(&self) -> Block {
+        Block {
+            linears: std::array::from_fn(|s| self.linears[s].iter().map(Linear::coarse).collect()),
+            norms: self.norms.clone(),
+            post_norms: self.post_norms.clone(),
+            head_norms: self.head_norms.clone(),
+            window: self.window,
+        }
+    }
+
     /// All norm weights, in a fixed order.
     pub fn norm_list(&mut self) -> Vec<&mut Vec<f32>> {
         let optional = self.post_norms.iter_mut().chain(&mut self.head_norms).flatten();
         self.norms.iter_mut().chain(optional).collect()
+    }
+
+    /// [`Fisher`](super::Fisher) sums of all layers, nothing seen yet.
+    pub fn zero_fisher(&self) -> BlockGrad {
+        let mut grad = self.zero_grad(false);
+        for (grads, linears) in grad.linears.iter_mut().zip(&self.linears) {
+            *grads = linears.iter().map(|_| Some(LinearGrad::Fisher(Default::default()))).collect();
+        }
+        grad
     }
 
     /// Zero gradients: of scales for factorized layers, of weights for dense ones if `dense`, of all norms.

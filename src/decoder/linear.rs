@@ -1,5 +1,7 @@
 //! A linear layer `y = scale x W^T + b`, dense or factorized.
 
+use super::coarse::Coarse;
+use super::fisher::Fisher;
 use super::product::{times, times_transposed, transposed_times};
 use super::signs::{Precision, Signs};
 use crate::format::FactorPath;
@@ -64,6 +66,8 @@ pub enum Weight {
     Dense(Vec<f32>),
     /// Sum of paths.
     Binary(Vec<Binary>),
+    /// Dense in little precision, for forward passes only.
+    Coarse(Coarse),
 }
 
 /// A linear layer `y = scale x W^T + b`.
@@ -95,9 +99,22 @@ pub enum LinearGrad {
     Dense(Vec<f32>),
     /// Of h, l and g of every path.
     Scales(Vec<[Vec<f32>; 3]>),
+    /// No gradient, but what the loss feels of errors in a dense weight.
+    Fisher(Fisher),
 }
 
 impl Linear {
+    /// The same layer with a dense weight in little precision.
+    pub fn coarse(&self) -> Linear {
+        let weight = match &self.weight {
+            Weight::Dense(w) => {
+                Weight::Coarse(Coarse::from_fn(self.d_out, self.d_in, |i, j| w[i * self.d_in + j]))
+            }
+            other => other.clone(),
+        };
+        Linear { weight, name: self.name.clone(), bias: self.bias.clone(), ..*self }
+    }
+
     /// `x W^T + b` for `tokens` rows, and the tape.
     pub fn forward(&self, x: &[f32]) -> (Vec<f32>, LinearTape) {
         let tokens = x.len() / self.d_in;
@@ -105,6 +122,7 @@ impl Linear {
         let mut tape = Vec::new();
         match &self.weight {
             Weight::Dense(w) => times_transposed(&mut y, x, w, self.d_out, self.d_in, false),
+            Weight::Coarse(w) => w.add_product(x, &mut y),
             Weight::Binary(paths) => {
                 for p in paths {
                     let latent = p.vt.product(x, &p.g, p.precision);
@@ -144,10 +162,13 @@ impl Linear {
         match (&self.weight, grad) {
             (Weight::Dense(w), grad) => {
                 times(dx, dy, w, self.d_in, self.d_out, true);
-                if let Some(LinearGrad::Dense(dw)) = grad {
-                    transposed_times(dw, dy, x, self.d_in, self.d_out, true);
+                match grad {
+                    Some(LinearGrad::Dense(dw)) => transposed_times(dw, dy, x, self.d_in, self.d_out, true),
+                    Some(LinearGrad::Fisher(f)) => f.add([self.d_out, self.d_in], w, x, dy),
+                    _ => {}
                 }
             }
+            (Weight::Coarse(_), _) => unreachable!("coarse weights are for forward passes"),
             (Weight::Binary(paths), mut grad) => {
                 for (i, (p, (latent, raw))) in paths.iter().zip(&tape.0).enumerate() {
                     let d_latent = p.ut.product(dy, &p.h, p.precision);
@@ -170,6 +191,7 @@ impl Linear {
     pub fn zero_grad(&self) -> LinearGrad {
         match &self.weight {
             Weight::Dense(w) => LinearGrad::Dense(vec![0.0; w.len()]),
+            Weight::Coarse(_) => unreachable!("coarse weights are for forward passes"),
             Weight::Binary(paths) => LinearGrad::Scales(
                 paths.iter().map(|p| [&p.h, &p.l, &p.g].map(|x| vec![0.0; x.len()])).collect(),
             ),

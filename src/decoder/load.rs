@@ -27,6 +27,11 @@ impl<'a> Loader<'a> {
         Ok(Self { source, index, config })
     }
 
+    /// Number of blocks.
+    pub fn blocks(&self) -> usize {
+        self.config.blocks
+    }
+
     /// The model without its blocks.
     ///
     /// # Errors

@@ -10,8 +10,10 @@
 
 mod attention;
 mod block;
+mod coarse;
 mod config;
 mod exponential;
+mod fisher;
 mod linear;
 mod load;
 mod model;
@@ -21,13 +23,15 @@ mod rope;
 mod signs;
 
 pub use block::{Block, BlockGrad, BlockTape, Site};
+pub use coarse::{Coarse, transposed};
 pub use config::{Activation, Config, RopeStyle, SUPPORTED};
 pub use exponential::exp_below_max;
+pub use fisher::{Fisher, token_weights, weighed};
 pub use linear::{Binary, Linear, LinearGrad, LinearTape, Weight};
 pub use load::{Loader, load};
-pub use model::{Model, ModelGrad, ModelTape};
+pub use model::{CoarseHead, Model, ModelGrad, ModelTape};
 pub use rope::Rotation;
 pub use signs::{Precision, Signs};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

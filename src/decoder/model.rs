@@ -1,6 +1,7 @@
 //! A whole decoder: embeddings, blocks, final norm and head.
 
 use super::block::{Block, BlockGrad, BlockTape};
+use super::coarse::Coarse;
 use super::config::Config;
 use super::linear::Weight;
 use super::norm;
@@ -48,7 +49,23 @@ pub struct ModelTape {
     rotations: [Rotation; 2],
 }
 
+/// The head of a model for training steps.
+#[derive(Debug)]
+pub struct CoarseHead {
+    head: Coarse,
+    transposed: Coarse,
+}
+
 impl Model {
+    /// The head in the precision of training steps.
+    pub fn coarse_head(&self) -> CoarseHead {
+        let (d, v) = (self.config.d_model, self.vocabulary());
+        CoarseHead {
+            head: Coarse::from_fn(v, d, |i, j| self.head[i * d + j]),
+            transposed: Coarse::from_fn(d, v, |i, j| self.head[j * d + i]),
+        }
+    }
+
     /// Tokens of the vocabulary.
     pub fn vocabulary(&self) -> usize {
         self.embeddings.len() / self.config.d_model
@@ -110,16 +127,28 @@ impl Model {
 
     /// Logits of normalised rows, `rows x vocabulary`.
     pub fn logits(&self, normed: &[f32]) -> Vec<f32> {
-        let (d, v) = (self.config.d_model, self.head.len() / self.config.d_model);
+        let (d, v) = (self.config.d_model, self.vocabulary());
         let mut out = vec![0f32; normed.len() / d * v];
         times_transposed(&mut out, normed, &self.head, v, d, false);
+        self.bias_and_cap(&mut out);
+        out
+    }
+
+    /// The same through `head`.
+    pub fn coarse_logits(&self, head: &CoarseHead, normed: &[f32]) -> Vec<f32> {
+        let mut out = head.head.product(normed);
+        self.bias_and_cap(&mut out);
+        out
+    }
+
+    fn bias_and_cap(&self, logits: &mut [f32]) {
         if let Some(b) = &self.head_bias {
-            out.par_chunks_mut(v).for_each(|y| y.iter_mut().zip(b).for_each(|(y, b)| *y += b));
+            let rows = logits.par_chunks_mut(b.len());
+            rows.for_each(|y| y.iter_mut().zip(b).for_each(|(y, b)| *y += b));
         }
         if let Some(cap) = self.config.logit_softcap {
-            out.par_iter_mut().with_min_len(1 << 14).for_each(|x| *x = cap * (*x / cap).tanh());
+            logits.par_iter_mut().with_min_len(1 << 14).for_each(|x| *x = cap * (*x / cap).tanh());
         }
-        out
     }
 
     /// Gradient of the residual rows `x` from that of their `logits`, which is overwritten.
@@ -130,13 +159,31 @@ impl Model {
         d_logits: &mut [f32],
         d_norm: &mut [f32],
     ) -> Vec<f32> {
-        let (d, v) = (self.config.d_model, self.head.len() / self.config.d_model);
-        if let Some(cap) = self.config.logit_softcap {
-            d_logits.iter_mut().zip(logits).for_each(|(d, y)| *d *= 1.0 - (y / cap) * (y / cap));
-        }
+        let (d, v) = (self.config.d_model, self.vocabulary());
+        self.cap_backward(logits, d_logits);
         let mut d_normed = vec![0f32; x.len()];
         times(&mut d_normed, d_logits, &self.head, d, v, false);
         norm::backward(x, &self.norm, self.config.eps, &d_normed, d_norm)
+    }
+
+    /// The same through `head`.
+    pub fn coarse_head_backward(
+        &self,
+        head: &CoarseHead,
+        x: &[f32],
+        logits: &[f32],
+        d_logits: &mut [f32],
+        d_norm: &mut [f32],
+    ) -> Vec<f32> {
+        self.cap_backward(logits, d_logits);
+        let d_normed = head.transposed.product(d_logits);
+        norm::backward(x, &self.norm, self.config.eps, &d_normed, d_norm)
+    }
+
+    fn cap_backward(&self, logits: &[f32], d_logits: &mut [f32]) {
+        if let Some(cap) = self.config.logit_softcap {
+            d_logits.iter_mut().zip(logits).for_each(|(d, y)| *d *= 1.0 - (y / cap) * (y / cap));
+        }
     }
 
     /// Zero gradients, see [`Block::zero_grad`].

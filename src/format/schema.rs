@@ -49,6 +49,16 @@ pub mod key {
     pub const CALIBRATION_DATASET: &str = "littlebit.calibration.dataset";
     /// u64, how many tokens of it (0: not known).
     pub const CALIBRATION_TOKENS: &str = "littlebit.calibration.tokens";
+    /// strings, texts that the file was compared with its source on; the arrays below go with them.
+    pub const EVALUATION_TEXT: &str = "littlebit.evaluation.text";
+    /// f32s, perplexity of the file.
+    pub const EVALUATION_PERPLEXITY: &str = "littlebit.evaluation.perplexity";
+    /// f32s, perplexity of its source.
+    pub const EVALUATION_SOURCE: &str = "littlebit.evaluation.source_perplexity";
+    /// f32s, mean KL divergence from the source in nats.
+    pub const EVALUATION_KLD: &str = "littlebit.evaluation.kld";
+    /// f32s, share of equal top tokens.
+    pub const EVALUATION_SAME_TOP: &str = "littlebit.evaluation.same_top";
     /// string, one sentence for the user of a llama.cpp that cannot run the file.
     pub const REQUIRES: &str = "littlebit.requires";
 }

@@ -9,9 +9,9 @@ use crate::job::fingerprint::{fingerprint, work_dir};
 use crate::job::header::{Action, Summary, TOOL, describe, littlebit_kv, method_text};
 use crate::job::journal::Journal;
 use crate::job::layout::{Budget, Layout};
-use crate::job::report::{Event, KeptReport, MatrixReport, Report};
+use crate::job::report::{Evaluation, Event, KeptReport, MatrixReport, Report};
 use crate::job::tensor::{Done, factorize_tensor, finished, keep};
-use crate::job::tuned::{self, Calibration};
+use crate::job::tuned::{Calibrated, Calibration};
 use crate::job::{ordered, output};
 use crate::plan::rules::Rule;
 use crate::plan::{MatrixSpec, Plan};
@@ -65,13 +65,20 @@ pub fn convert(
     let mut inputs = vec![source.path()];
     inputs.extend(options.imatrix.as_deref());
     output::check_target(target, &inputs, options.force)?;
+    if let Some(path) = options.calibration.as_ref().and_then(|c| c.save_imatrix.as_ref()) {
+        inputs.push(target);
+        if path == target {
+            return Err(Error::usage("--save-imatrix and the output name the same file"));
+        }
+        output::check_target(path, &inputs, options.force)?;
+    }
     if source.kv().iter().any(|(k, _)| k == key::VERSION) {
         return Err(Error::unsupported(
             source.path(),
             "already a LittleBit file; compress the original model, or rebuild dense weights with --lossy TYPE",
         ));
     }
-    let layout = Layout::new(source, options)?;
+    let mut layout = Layout::new(source, options)?;
     for (name, rule) in &layout.ruled {
         progress(Event::Rule { name, rule });
     }
@@ -80,13 +87,15 @@ pub fn convert(
             progress(Event::Warning(&warning));
         }
     }
-    let plan = layout.plan(source, options)?;
-    progress(Event::Planned(&plan));
     let sha256 = source.sha256()?;
     let work_dir = options.work_dir.clone().unwrap_or_else(|| work_dir(target));
-    let journal = Journal::open(&work_dir, &fingerprint(&sha256, &plan, options)?)?;
-    let run = Run { source, target, options, layout: &layout, plan: &plan, sha256, journal: &journal };
-    match run.finish(&mut progress) {
+    let journal = Journal::open(&work_dir, &fingerprint(&sha256, options)?)?;
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(options.threads)
+        .build()
+        .map_err(|e| Error::usage(format!("cannot start {} threads: {e}", options.threads)))?;
+    let run = Run { source, target, options, pool, sha256, journal: &journal };
+    match run.finish(&mut layout, &mut progress) {
         Ok(mut report) => {
             journal.remove()?;
             report.seconds = started.elapsed().as_secs_f64();
@@ -108,35 +117,38 @@ pub fn convert(
     }
 }
 
-/// A conversion whose plan is fixed.
+/// A conversion whose request is sound.
 struct Run<'a> {
     source: &'a dyn TensorSource,
     target: &'a Path,
     options: &'a Options,
-    layout: &'a Layout,
-    plan: &'a Plan,
+    pool: rayon::ThreadPool,
     sha256: String,
     journal: &'a Journal,
 }
 
 impl Run<'_> {
     /// Makes what is not made yet and writes the file.
-    fn finish(self, progress: &mut dyn FnMut(Event)) -> Result<Report> {
-        let Self { source, target, options, plan, journal, .. } = self;
-        let Layout { actions, specs, imatrix, .. } = self.layout;
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(options.threads)
-            .build()
-            .map_err(|e| Error::usage(format!("cannot start {} threads: {e}", options.threads)))?;
-        let prepared = match &options.calibration {
+    fn finish(self, layout: &mut Layout, progress: &mut dyn FnMut(Event)) -> Result<Report> {
+        let Self { source, target, options, pool, journal, .. } = self;
+        let calibrated = match &options.calibration {
             None => None,
             Some(calibration) => {
+                let c = Calibrated::new(source, options, calibration, journal)?;
                 // Events come from the thread that runs the stages; they are handed on as they arrive.
-                Some(in_pool(
-                    &pool,
-                    |on_event| tuned::prepare(source, specs, plan, options, calibration, journal, on_event),
-                    progress,
-                )?)
+                let measured = in_pool(&pool, |on_event| c.sensitivities(on_event), progress)?;
+                layout.set_sensitivities(&measured);
+                Some((c, measured))
+            }
+        };
+        let plan = layout.plan(source, options)?;
+        progress(Event::Planned(&plan));
+        let Layout { actions, specs, imatrix, .. } = &*layout;
+        let plan = &plan;
+        let prepared = match &calibrated {
+            None => None,
+            Some((c, measured)) => {
+                Some(in_pool(&pool, |on_event| c.prepare(specs, plan, measured, on_event), progress)?)
             }
         };
         let n_params: u64 = source.tensors().iter().map(|t| t.dims.iter().product::<u64>()).sum();
@@ -149,6 +161,7 @@ impl Run<'_> {
             sha256: self.sha256,
             imatrix: imatrix.as_ref(),
             calibration: prepared.as_ref().map(|p| p.tokens),
+            evaluations: prepared.iter().flat_map(|p| &p.evaluations).map(Evaluation::figures).collect(),
         };
         let mut kv = littlebit_kv(source, &descriptors, options, &summary);
         if let Some(ty) = options.lossy {

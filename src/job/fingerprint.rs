@@ -1,12 +1,13 @@
 //! What makes two runs the same.
 
 use crate::error::Result;
+use crate::gguf::GgmlType;
 use crate::job::convert::Options;
 use crate::job::header::TOOL;
 use crate::job::journal::Fingerprint;
-use crate::plan::Plan;
+use crate::job::layout::Budget;
+use crate::plan::Target;
 use crate::source;
-use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
 /// Where a run keeps its work if nothing else is said: beside the output.
@@ -17,7 +18,7 @@ pub(super) fn work_dir(target: &Path) -> PathBuf {
 }
 
 /// All that the factors depend on.
-pub(super) fn fingerprint(sha256: &str, plan: &Plan, options: &Options) -> Result<Fingerprint> {
+pub(super) fn fingerprint(sha256: &str, options: &Options) -> Result<Fingerprint> {
     let mut f = Fingerprint::new();
     let mut put = |key: &str, value: String| f.insert(key.to_owned(), value);
     put("tool", TOOL.to_owned());
@@ -33,9 +34,20 @@ pub(super) fn fingerprint(sha256: &str, plan: &Plan, options: &Options) -> Resul
         put("effort", format!("{:?}", c.effort).to_lowercase());
         put("calibration sha256", source::sha256(&c.files)?);
     }
-    let ranks: Vec<String> = plan.entries.iter().map(|e| e.rank.to_string()).collect();
-    put("bits per weight", format!("{:.4}", plan.bpw));
-    let digest = Sha256::digest(ranks.join(","));
-    put("ranks", digest[..8].iter().map(|b| format!("{b:02x}")).collect());
+    put(
+        "size",
+        match options.budget {
+            Budget::Target(Target::Bpw(b)) => format!("{b} bpw"),
+            Budget::Target(Target::Rank(r)) => format!("rank {r}"),
+            Budget::FileSize(n) => format!("{n} bytes"),
+        },
+    );
+    put("rules", options.rules.iter().map(|r| r.to_string()).collect::<Vec<_>>().join(" "));
+    // Types of other tensors matter only where a file size is to be met.
+    if let Budget::FileSize(_) = options.budget {
+        let name = |t: Option<GgmlType>| t.map_or("the source's".to_owned(), |t| t.name().to_string());
+        put("token embedding type", name(options.token_embedding_type));
+        put("output tensor type", name(options.output_tensor_type));
+    }
     Ok(f)
 }

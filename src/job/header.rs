@@ -5,9 +5,10 @@ use super::tuned::Calibration;
 use crate::calibrate::imatrix::Imatrix;
 use crate::format::lossy;
 use crate::format::schema::{self, Shape, key};
-use crate::gguf::{GgmlType, TensorDesc, Value};
+use crate::gguf::{Array, GgmlType, TensorDesc, Value};
 use crate::plan::{MatrixSpec, Plan};
 use crate::source::TensorSource;
+use std::path::Path;
 
 /// Name and version for [`key::TOOL`].
 pub const TOOL: &str = concat!("littlebit-convert ", env!("CARGO_PKG_VERSION"));
@@ -69,6 +70,13 @@ pub(super) struct Summary<'a> {
     pub imatrix: Option<&'a Imatrix>,
     /// Tokens of the calibration text.
     pub calibration: Option<u64>,
+    /// By text: perplexity, the source's, divergence, share of equal top tokens.
+    pub evaluations: Vec<(String, [f64; 4])>,
+}
+
+/// Name of a file without its folder.
+pub(super) fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 pub(super) fn method_text(options: &Options) -> String {
@@ -80,6 +88,9 @@ pub(super) fn method_text(options: &Options) -> String {
         text += &format!(" effort={}", format!("{:?}", c.effort).to_lowercase());
         if let Some(steps) = c.steps {
             text += &format!(" steps={steps}");
+        }
+        if let Some(time) = c.time_budget {
+            text += &format!(" time-budget={}s", time.as_secs());
         }
     }
     if let Some(n) = options.iterations {
@@ -104,10 +115,7 @@ pub(super) fn littlebit_kv(
     }
     schema::set(&mut kv, "general.alignment", Value::U32(schema::ALIGNMENT as u32));
     let text = |s: &str| Value::Str(s.as_bytes().to_vec());
-    let names = |c: &Calibration| {
-        let name = |f: &std::path::PathBuf| f.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        c.files.iter().map(name).collect::<Vec<_>>().join(",")
-    };
+    let names = |c: &Calibration| c.files.iter().map(|f| file_name(f)).collect::<Vec<_>>().join(",");
     let dataset = options.calibration.as_ref().map(names);
     let dataset = dataset.or_else(|| summary.imatrix.map(|im| im.dataset.clone())).unwrap_or_default();
     let tokens = summary.calibration.or(summary.imatrix.and_then(|im| im.tokens)).unwrap_or(0);
@@ -127,6 +135,21 @@ pub(super) fn littlebit_kv(
         (key::CALIBRATION_TOKENS, Value::U64(tokens)),
     ] {
         schema::set(&mut kv, k, v);
+    }
+    let evaluations = &summary.evaluations;
+    if !evaluations.is_empty() {
+        let texts = evaluations.iter().map(|(t, _)| t.as_bytes().to_vec()).collect();
+        schema::set(&mut kv, key::EVALUATION_TEXT, Value::Array(Array::Str(texts)));
+        let keys = [
+            key::EVALUATION_PERPLEXITY,
+            key::EVALUATION_SOURCE,
+            key::EVALUATION_KLD,
+            key::EVALUATION_SAME_TOP,
+        ];
+        for (i, k) in keys.into_iter().enumerate() {
+            let values = evaluations.iter().map(|(_, v)| v[i] as f32).collect();
+            schema::set(&mut kv, k, Value::Array(Array::F32(values)));
+        }
     }
     kv
 }

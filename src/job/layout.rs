@@ -2,15 +2,17 @@
 
 use crate::arch;
 use crate::calibrate::imatrix::Imatrix;
+use crate::calibrate::sensitivity::Sensitivity;
 use crate::error::{Error, Result};
 use crate::format::schema;
 use crate::gguf::{GgmlType, Writer};
 use crate::job::convert::Options;
-use crate::job::header::{Action, Summary, describe, littlebit_kv};
+use crate::job::header::{Action, Summary, describe, file_name, littlebit_kv};
 use crate::plan::rules::{Rule, RuleAction, Rules};
 use crate::plan::{self, MAX_BPW, MatrixSpec, Plan, Target};
 use crate::source::TensorSource;
 use serde::Serialize;
+use std::collections::HashMap;
 
 /// What the size of the output is fixed by.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -115,6 +117,7 @@ impl Layout {
                         d_in: shape.d_in,
                         experts: shape.experts,
                         fixed,
+                        spectrum: None,
                     });
                     Action::Factorize(specs.len() - 1)
                 }
@@ -135,6 +138,13 @@ impl Layout {
         }
         let imatrix = options.imatrix.as_deref().map(Imatrix::read).transpose()?;
         Ok(Self { actions, specs, ruled, imatrix })
+    }
+
+    /// Takes over what was measured, by weight name.
+    pub fn set_sensitivities(&mut self, measured: &HashMap<String, Sensitivity>) {
+        for spec in &mut self.specs {
+            spec.spectrum = measured.get(&spec.name).map(|s| s.spectrum.clone());
+        }
     }
 
     /// Ranks within the budget.
@@ -179,7 +189,10 @@ impl Layout {
         // Figures have the same length whatever their value; so has the checksum.
         let sha256 = "0".repeat(64);
         let imatrix = self.imatrix.as_ref();
-        let summary = Summary { n_params: 0, bpw: 0.0, bpw_file: 0.0, sha256, imatrix, calibration: None };
+        let texts = options.calibration.iter().flat_map(|c| &c.evaluation);
+        let evaluations = texts.map(|t| (file_name(t), [0.0; 4])).collect();
+        let summary =
+            Summary { n_params: 0, bpw: 0.0, bpw_file: 0.0, sha256, imatrix, calibration: None, evaluations };
         let kv = littlebit_kv(source, &descriptors, options, &summary);
         Ok(Writer::new(Vec::new(), &kv, descriptors, schema::ALIGNMENT)?.into_inner().len() as u64)
     }

@@ -84,6 +84,15 @@ pub struct KeptReport {
     pub reason: String,
 }
 
+/// Generated text.
+#[derive(Clone, Debug, Serialize)]
+pub struct Sample {
+    /// What was given.
+    pub prompt: String,
+    /// The most likely continuation.
+    pub continuation: String,
+}
+
 /// Comparison with the source on one text.
 #[derive(Clone, Debug, Serialize)]
 pub struct Evaluation {
@@ -91,9 +100,20 @@ pub struct Evaluation {
     pub text: PathBuf,
     /// Windows of it that were used.
     pub windows: usize,
+    /// What the result writes after a piece of the text.
+    pub sample: Sample,
     /// Figures.
     #[serde(flatten)]
     pub comparison: crate::verify::Comparison,
+}
+
+impl Evaluation {
+    /// Name of the text, perplexity, the source's, divergence, share of equal top tokens.
+    pub(super) fn figures(&self) -> (String, [f64; 4]) {
+        let c = &self.comparison;
+        let values = [c.perplexity, c.source_perplexity, c.kld, c.same_top].map(|e| e.value);
+        (super::header::file_name(&self.text), values)
+    }
 }
 
 /// Result of a conversion.

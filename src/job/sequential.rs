@@ -4,18 +4,20 @@
 //! compressed blocks, and at the end the source's predictions for every window are left.
 
 use super::tuned::WINDOW;
+use crate::calibrate::imatrix::Collector;
 use crate::calibrate::moments::Moments;
+use crate::calibrate::sensitivity::Sensitivity;
 use crate::decoder::{Binary, Block, BlockTape, Linear, Loader, Model, Rotation, Site, Weight};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::factorize::{self, Job, Method, polish};
 use crate::format::Factors;
 use crate::job::convert::Options;
 use crate::job::journal::Journal;
 use crate::job::report::Event;
+use crate::tune::Teacher;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
-use std::path::Path;
 use std::time::Instant;
 
 /// Share of the drift that the target makes up for: all of it follows the calibration text too closely.
@@ -24,7 +26,7 @@ const ALPHA: f64 = 0.5;
 const DAMP: f64 = 0.05;
 /// Rounds of polish; more gain little.
 const POLISH_ROUNDS: usize = 2;
-/// Record of [`Sequential::rows`].
+/// Record of what is left of the source.
 const ROWS: &str = "source-rows";
 
 /// Factors of one weight and how long they took.
@@ -36,13 +38,15 @@ pub(super) struct Made {
 
 /// What the stage needs.
 pub(super) struct Stage<'a> {
-    pub path: &'a Path,
     pub loader: Loader<'a>,
     /// Windows that the source runs over; the first `statistics` of them serve for moments.
     pub windows: &'a [&'a [u32]],
     pub statistics: usize,
+    /// Windows of the calibration texts; the rest are only run through the source.
+    pub training: usize,
     /// Place in the plan and rank by weight name; layers without an entry stay.
     pub ranks: HashMap<&'a str, (usize, usize)>,
+    pub measured: &'a HashMap<String, Sensitivity>,
     pub options: &'a Options,
     pub journal: &'a Journal,
 }
@@ -51,18 +55,21 @@ pub(super) struct Stage<'a> {
 pub(super) struct Sequential {
     pub model: Model,
     pub made: HashMap<String, Made>,
-    /// Normalised last rows of the source for every window, `WINDOW x d_model`.
+    /// The source's predictions for the windows of the calibration texts.
+    pub teacher: Teacher,
+    /// Normalised last rows of the source for the other windows, `WINDOW x d_model`.
     pub rows: Vec<Vec<f32>>,
+    /// Inputs of the source's layers over the windows of the calibration texts.
+    pub imatrix: Collector,
 }
+
+/// What is left of the source: digest of the windows, predictions, rows, sums of squares.
+type Record = (Vec<u8>, Teacher, Vec<Vec<f32>>, Collector);
 
 impl Stage<'_> {
     /// Factorizes block by block; every layer towards the target that makes up for the drift of its inputs.
     pub fn run(&self, progress: &mut dyn FnMut(Event)) -> Result<Sequential> {
         let mut model = self.loader.frame()?;
-        if let Some(t) = self.windows.iter().copied().flatten().find(|&&t| t as usize >= model.vocabulary()) {
-            let what = format!("token {t} of the tokenizer has no embedding");
-            return Err(Error::unsupported(self.path, what));
-        }
         let mut made = HashMap::new();
         for (&name, &(index, rank)) in &self.ranks {
             let record: Option<Made> = self.journal.get(&format!("matrix-{index}"))?;
@@ -77,25 +84,36 @@ impl Stage<'_> {
             progress(Event::Note(&text));
         }
         let digest = self.digest();
-        let record: Option<(Vec<u8>, Vec<Vec<f32>>)> = if whole { self.journal.get(ROWS)? } else { None };
-        if let Some((_, rows)) = record.filter(|(of, _)| *of == digest) {
+        let record: Option<Record> = if whole { self.journal.get(ROWS)? } else { None };
+        if let Some((_, teacher, rows, imatrix)) = record.filter(|r| r.0 == digest) {
             for b in 0..model.config.blocks {
                 let mut block = self.loader.block(b)?;
                 block.linears.iter_mut().flatten().for_each(|l| replace(l, &made));
                 model.blocks.push(block);
             }
-            return Ok(Sequential { model, made, rows });
+            return Ok(Sequential { model, made, teacher, rows, imatrix });
         }
 
         let rotations = model.rotations(WINDOW);
         let mut xf: Vec<Vec<f32>> = self.windows.iter().map(|w| model.embed(w)).collect();
         let mut xq = xf[..self.statistics].to_vec();
+        let mut imatrix = Collector::default();
         for b in 0..model.config.blocks {
             let block = self.loader.block(b)?;
             let rotation = block.rotation(&rotations);
             let mut inputs = Vec::with_capacity(self.statistics);
+            // The teacher of windows that serve for nothing else needs no more than a training step does.
+            let coarse = block.coarse();
             for (i, x) in xf.iter_mut().enumerate() {
+                let block = if (self.statistics..self.training).contains(&i) { &coarse } else { &block };
                 let (y, tape) = block.forward(&model.config, rotation, std::mem::take(x), WINDOW);
+                if i < self.training {
+                    for site in Site::ALL {
+                        for l in &block.linears[site as usize] {
+                            imatrix.add(&l.name, l.d_in, tape.input(site));
+                        }
+                    }
+                }
                 if i < self.statistics {
                     inputs.push(tape.into_inputs());
                 }
@@ -110,9 +128,13 @@ impl Stage<'_> {
                 value: Some(drift(&xf, &xq)),
             });
         }
-        xf.iter_mut().for_each(|x| *x = model.normed(x));
-        self.journal.put(ROWS, "the source's predictions", &(digest, &xf))?;
-        Ok(Sequential { model, made, rows: xf })
+        drop(xq);
+        let mut rows = xf.into_iter().map(|x| model.normed(&x));
+        let teacher = Teacher::new(rows.by_ref().take(self.training));
+        let record: Record = (digest, teacher, rows.collect(), imatrix);
+        self.journal.put(ROWS, "the source's predictions", &record)?;
+        let (_, teacher, rows, imatrix) = record;
+        Ok(Sequential { model, made, teacher, rows, imatrix })
     }
 
     /// Of the windows' tokens.
@@ -177,10 +199,18 @@ impl Stage<'_> {
                 continue;
             }
             let started = Instant::now();
-            let target = match &correction {
+            let mut target = match &correction {
                 Some(c) => c.target(&l.name, w)?,
                 None => w.clone(),
             };
+            // Rows whose errors cost more count more: they are scaled up for the factorization.
+            let rows = self.measured.get(&l.name).map(|s| row_weights(&s.output));
+            let scale = |target: &mut [f32], by: &dyn Fn(f32) -> f32| {
+                for (row, s) in target.chunks_exact_mut(l.d_in).zip(rows.iter().flatten()) {
+                    row.iter_mut().for_each(|x| *x *= by(*s));
+                }
+            };
+            scale(&mut target, &|s| s);
             let mut outcome = factorize::factorize(&Job {
                 name: &l.name,
                 w: &target,
@@ -198,6 +228,11 @@ impl Stage<'_> {
                 outcome.paths[0] =
                     polish::polish(&l.name, &target, &outcome.paths[0], &metric, POLISH_ROUNDS)?;
             }
+            for p in outcome.paths.iter_mut().filter(|_| rows.is_some()) {
+                let wide = |x: &[half::f16]| x.iter().map(|x| x.to_f32()).collect::<Vec<f32>>();
+                let h: Vec<f32> = wide(&p.h).iter().zip(rows.iter().flatten()).map(|(h, s)| h / s).collect();
+                *p = factorize::with_scales(&l.name, p, &h, &wide(&p.l), &wide(&p.g))?;
+            }
             let factors = Factors { paths: options.paths, slices: outcome.paths };
             let one = Made { factors, seconds: started.elapsed().as_secs_f64() };
             let what = format!("the factors of '{}'", l.name);
@@ -205,6 +240,19 @@ impl Stage<'_> {
             made.insert(l.name.clone(), one);
         }
         Ok(())
+    }
+}
+
+/// Share of the uniform weight in that of the rows.
+const ROW_SHRINKAGE: f32 = 0.3;
+
+/// Square roots of the rows' weights.
+fn row_weights(output: &[f32]) -> Vec<f32> {
+    let mean = output.iter().sum::<f32>() / output.len() as f32;
+    if mean.is_normal() && mean > 0.0 {
+        output.iter().map(|o| ((1.0 - ROW_SHRINKAGE) * o / mean + ROW_SHRINKAGE).sqrt()).collect()
+    } else {
+        vec![1.0; output.len()]
     }
 }
 

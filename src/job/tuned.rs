@@ -1,13 +1,16 @@
 //! The calibrated path of a conversion: factorization in model order on the activations of the part that is already
 //! compressed, then distillation of the whole model, then its comparison with the source.
 
-use crate::calibrate::text;
+use crate::calibrate::sensitivity::{self, Sensitivity};
+use crate::calibrate::text::{self, Mixture};
 use crate::decoder::{self, Model, Weight};
 use crate::error::{Error, Result};
 use crate::factorize;
 use crate::job::convert::Options;
+use crate::job::header::file_name;
 use crate::job::journal::Journal;
-use crate::job::report::{Evaluation, Event};
+use crate::job::output::AtomicFile;
+use crate::job::report::{Evaluation, Event, Sample};
 use crate::job::sequential::{Made, Sequential, Stage};
 use crate::plan::{MatrixSpec, Plan};
 use crate::source::TensorSource;
@@ -15,6 +18,7 @@ use crate::tokenize::Tokenizer;
 use crate::tune::{Checkpoint, Distillation, Length, Settings, Teacher};
 use crate::verify;
 use std::collections::HashMap;
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -23,8 +27,12 @@ pub const WINDOW: usize = 512;
 /// Windows that one text is evaluated on at most.
 pub const EVALUATION_WINDOWS: usize = 32;
 
+/// Tokens of the prompt of a sample, and of its continuation.
+const SAMPLE: (usize, usize) = (24, 40);
 /// Windows that a run with a time budget may use.
 const TIMED_WINDOWS: usize = 1024;
+/// Record of the sensitivities.
+const SENSITIVITY: &str = "sensitivity";
 /// Record of the distillation's state.
 const CHECKPOINT: &str = "distil";
 /// Time between two of them at least, and as a multiple of the time that one takes.
@@ -41,14 +49,26 @@ pub enum Effort {
     Best,
 }
 
+/// How much of what an effort does.
+struct Amounts {
+    /// Windows for sensitivities.
+    sensitivity: usize,
+    /// Windows for moments.
+    moments: usize,
+    /// Iterations of ADMM.
+    iterations: usize,
+    /// Distillation steps.
+    steps: usize,
+}
+
 impl Effort {
-    /// Windows for moments, iterations of ADMM, distillation steps.
-    fn amounts(self) -> (usize, usize, usize) {
-        match self {
-            Effort::Fast => (16, 12, 100),
-            Effort::Normal => (48, 20, 700),
-            Effort::Best => (64, 60, 2600),
-        }
+    fn amounts(self) -> Amounts {
+        let [sensitivity, moments, iterations, steps] = match self {
+            Effort::Fast => [6, 32, 12, 100],
+            Effort::Normal => [12, 96, 20, 1000],
+            Effort::Best => [24, 192, 40, 3000],
+        };
+        Amounts { sensitivity, moments, iterations, steps }
     }
 }
 
@@ -75,6 +95,8 @@ pub struct Calibration {
     pub steps: Option<usize>,
     /// Time for all stages instead of a number of steps: distillation takes what factorization leaves.
     pub time_budget: Option<Duration>,
+    /// Where to write the importance matrix of the texts, in llama-imatrix's format.
+    pub save_imatrix: Option<PathBuf>,
     /// Texts to compare source and result on.
     pub evaluation: Vec<PathBuf>,
 }
@@ -91,84 +113,152 @@ pub(super) struct Prepared {
     pub evaluations: Vec<Evaluation>,
 }
 
-/// Runs all stages.
-pub(super) fn prepare(
-    source: &dyn TensorSource,
-    specs: &[MatrixSpec],
-    plan: &Plan,
-    options: &Options,
-    calibration: &Calibration,
-    journal: &Journal,
-    progress: &mut dyn FnMut(Event),
-) -> Result<Prepared> {
-    let started = Instant::now();
-    let tokenizer = Tokenizer::from_kv(source.path(), source.kv())?;
-    let windows = text::mixed(text::windows_of(&calibration.files, &tokenizer, WINDOW)?);
-    let mut texts = text::windows_of(&calibration.evaluation, &tokenizer, WINDOW)?;
-    texts.iter_mut().for_each(|t| t.truncate(EVALUATION_WINDOWS));
-    let loader = decoder::Loader::new(source)?;
-    let (count, iterations, steps) = calibration.effort.amounts();
-    let mut job = options.clone();
-    job.iterations = options.iterations.or(Some(iterations));
-    let steps = calibration.steps.unwrap_or(steps);
-    let used = match calibration.time_budget {
-        Some(_) => TIMED_WINDOWS,
-        None => steps.max(count),
-    };
-    let training: Vec<&[u32]> = windows.iter().take(used).map(Vec::as_slice).collect();
-    let all: Vec<&[u32]> =
-        training.iter().copied().chain(texts.iter().flatten().map(Vec::as_slice)).collect();
-    let ranks = specs.iter().zip(&plan.entries).enumerate();
-    let stage = Stage {
-        path: source.path(),
-        loader,
-        windows: &all,
-        statistics: count.min(training.len()),
-        ranks: ranks.map(|(i, (s, e))| (s.name.as_str(), (i, e.rank))).collect(),
-        options: &job,
-        journal,
-    };
-    let Sequential { mut model, mut made, mut rows } = stage.run(progress)?;
-    let evaluation_rows = rows.split_off(training.len());
+/// A calibrated conversion whose texts are read.
+pub(super) struct Calibrated<'a> {
+    source: &'a dyn TensorSource,
+    options: &'a Options,
+    calibration: &'a Calibration,
+    journal: &'a Journal,
+    started: Instant,
+    tokenizer: Tokenizer,
+    text: Mixture,
+    /// Windows of every evaluation text.
+    texts: Vec<Vec<Vec<u32>>>,
+}
 
-    let length = match calibration.time_budget {
-        Some(all) => Length::Time(all.saturating_sub(started.elapsed())),
-        None => Length::Steps(steps),
-    };
-    distil(&mut model, &rows, &training, length, journal, progress)?;
-    let norms = store(&mut model, &mut made)?;
-    let mut evaluations = Vec::new();
-    let mut at = 0;
-    for (file, windows) in calibration.evaluation.iter().zip(&texts) {
-        let windows: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
-        let rows = &evaluation_rows[at..at + windows.len()];
-        at += windows.len();
-        let comparison = verify::compare(rows, &model, &windows, |done| {
-            progress(Event::Stage { name: "evaluate", done, total: windows.len(), value: None });
-        });
-        evaluations.push(Evaluation { text: file.clone(), windows: windows.len(), comparison });
+impl<'a> Calibrated<'a> {
+    /// Reads and tokenizes the texts.
+    pub fn new(
+        source: &'a dyn TensorSource,
+        options: &'a Options,
+        calibration: &'a Calibration,
+        journal: &'a Journal,
+    ) -> Result<Self> {
+        let started = Instant::now();
+        let tokenizer = Tokenizer::from_kv(source.path(), source.kv())?;
+        let text = Mixture::new(text::windows_of(&calibration.files, &tokenizer, WINDOW)?);
+        let mut texts = text::windows_of(&calibration.evaluation, &tokenizer, WINDOW)?;
+        texts.iter_mut().for_each(|t| t.truncate(EVALUATION_WINDOWS));
+        let rows = source.tensors().iter().find(|t| t.name == "token_embd.weight").map(|t| t.dims[1]);
+        let all = text.windows.iter().chain(texts.iter().flatten()).flatten();
+        if let Some(t) = all.copied().find(|&t| rows.is_some_and(|rows| u64::from(t) >= rows)) {
+            let what = format!("token {t} of the tokenizer has no embedding");
+            return Err(Error::unsupported(source.path(), what));
+        }
+        Ok(Self { source, options, calibration, journal, started, tokenizer, text, texts })
     }
-    let tokens = (training.len() * WINDOW) as u64;
-    Ok(Prepared { made, norms, tokens, evaluations })
+
+    /// What the loss feels of errors in each weight, by name.
+    pub fn sensitivities(&self, progress: &mut dyn FnMut(Event)) -> Result<HashMap<String, Sensitivity>> {
+        let loader = decoder::Loader::new(self.source)?;
+        let all: Vec<Sensitivity> = match self.journal.get(SENSITIVITY)? {
+            Some(all) => all,
+            None => {
+                let windows = self.text.windows.iter().take(self.calibration.effort.amounts().sensitivity);
+                let windows: Vec<&[u32]> = windows.map(Vec::as_slice).collect();
+                let total = 2 * loader.blocks();
+                let (frame, seed) = (loader.frame()?, self.options.seed);
+                let all = sensitivity::measure(
+                    &frame,
+                    |b| loader.block(b),
+                    &windows,
+                    seed,
+                    |done| {
+                        progress(Event::Stage { name: "sensitivity", done, total, value: None });
+                    },
+                )?;
+                self.journal.put(SENSITIVITY, "sensitivities", &all)?;
+                all
+            }
+        };
+        Ok(all.into_iter().map(|s| (s.name.clone(), s)).collect())
+    }
+
+    /// Runs all stages after the plan.
+    pub fn prepare(
+        &self,
+        specs: &[MatrixSpec],
+        plan: &Plan,
+        measured: &HashMap<String, Sensitivity>,
+        progress: &mut dyn FnMut(Event),
+    ) -> Result<Prepared> {
+        let (calibration, amounts) = (self.calibration, self.calibration.effort.amounts());
+        let mut job = self.options.clone();
+        job.iterations = self.options.iterations.or(Some(amounts.iterations));
+        let steps = calibration.steps.unwrap_or(amounts.steps);
+        let used = match calibration.time_budget {
+            Some(_) => TIMED_WINDOWS,
+            None => steps.max(amounts.moments),
+        };
+        let mut text = self.text.clone();
+        text.truncate(used);
+        let training: Vec<&[u32]> = text.windows.iter().map(Vec::as_slice).collect();
+        let evaluation = self.texts.iter().flatten().map(Vec::as_slice);
+        let all: Vec<&[u32]> = training.iter().copied().chain(evaluation).collect();
+        let ranks = specs.iter().zip(&plan.entries).enumerate();
+        let stage = Stage {
+            loader: decoder::Loader::new(self.source)?,
+            windows: &all,
+            statistics: amounts.moments.min(training.len()),
+            training: training.len(),
+            ranks: ranks.map(|(i, (s, e))| (s.name.as_str(), (i, e.rank))).collect(),
+            measured,
+            options: &job,
+            journal: self.journal,
+        };
+        let Sequential { mut model, mut made, teacher, rows, imatrix } = stage.run(progress)?;
+        if let Some(path) = &calibration.save_imatrix {
+            let names: Vec<String> = calibration.files.iter().map(|f| file_name(f)).collect();
+            let bytes = imatrix.to_gguf(&names, training.len(), WINDOW)?;
+            let file = AtomicFile::create(path, self.options.force)?;
+            let mut writer = file.writer()?;
+            writer.write_all(&bytes).map_err(|e| Error::io(path, "write", e))?;
+            file.commit(writer)?;
+        }
+
+        let length = match calibration.time_budget {
+            Some(all) => Length::Time(all.saturating_sub(self.started.elapsed())),
+            None => Length::Steps(steps),
+        };
+        distil(&mut model, &teacher, &text, length, self.journal, progress)?;
+        let norms = store(&mut model, &mut made)?;
+        let mut evaluations = Vec::new();
+        let mut at = 0;
+        for (file, windows) in calibration.evaluation.iter().zip(&self.texts) {
+            let windows: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
+            let rows = &rows[at..at + windows.len()];
+            at += windows.len();
+            let comparison = verify::compare(rows, &model, &windows, |done| {
+                progress(Event::Stage { name: "evaluate", done, total: windows.len(), value: None });
+            });
+            let prompt = &windows[0][..SAMPLE.0];
+            let sample = Sample {
+                prompt: self.tokenizer.decode(prompt),
+                continuation: self.tokenizer.decode(&verify::greedy(&model, prompt, SAMPLE.1)),
+            };
+            evaluations.push(Evaluation { text: file.clone(), windows: windows.len(), sample, comparison });
+        }
+        let tokens = (training.len() * WINDOW) as u64;
+        Ok(Prepared { made, norms, tokens, evaluations })
+    }
 }
 
 /// Distils the source's predictions into `model`, from the journal's checkpoint if there is one.
 fn distil(
     model: &mut Model,
-    rows: &[Vec<f32>],
-    windows: &[&[u32]],
+    teacher: &Teacher,
+    text: &Mixture,
     length: Length,
     journal: &Journal,
     progress: &mut dyn FnMut(Event),
 ) -> Result<()> {
-    let teacher = Teacher::new(rows);
     let checkpoint: Option<Checkpoint> = journal.get(CHECKPOINT)?;
     // What time was left when it began, not what is left now.
     let length = match (length, &checkpoint) {
         (Length::Time(_), Some(c)) if matches!(c.length(), Length::Time(_)) => c.length(),
         _ => length,
     };
-    let mut run = Distillation::new(model, &teacher, windows, Settings { length, ..Settings::default() });
+    let mut run = Distillation::new(model, teacher, text, Settings { length, ..Settings::default() });
     let resumed = checkpoint.is_some_and(|c| run.resume(c));
     if resumed {
         progress(Event::Note(&format!("{} distillation steps are there from an earlier run", run.steps())));

@@ -11,7 +11,7 @@ pub mod rules;
 use crate::error::{Error, Result};
 use crate::factorize::Method;
 use crate::format::factors::RANK_STEP;
-use account::Account;
+use account::{Account, Spectrum};
 use serde::Serialize;
 
 /// Largest budget that is accepted: above it plain f16 is smaller and exact.
@@ -42,6 +42,9 @@ pub struct MatrixSpec {
     pub experts: usize,
     /// What a rule of the user fixes for it.
     pub fixed: Option<Target>,
+    /// Its singular values in the metric of the loss, falling, if they were measured
+    /// ([`Sensitivity::spectrum`](crate::calibrate::sensitivity::Sensitivity::spectrum)).
+    pub spectrum: Option<Vec<f32>>,
 }
 
 impl MatrixSpec {
@@ -92,7 +95,10 @@ pub struct Plan {
 /// [`Error::Usage`] for a target or a number of paths that makes no sense.
 pub fn plan(specs: &[MatrixSpec], target: Target, paths: usize, method: Method) -> Result<Plan> {
     check_paths(paths)?;
-    let accounts: Vec<Account> = specs.iter().map(|s| Account::new(s, paths, method)).collect();
+    let mut accounts: Vec<Account> = specs.iter().map(|s| Account::new(s, paths, method)).collect();
+    if let Target::Bpw(bpw) = target {
+        weigh(specs, &mut accounts, bpw);
+    }
     let ranks = match target {
         Target::Rank(rank) => {
             check_rank(rank)?;
@@ -127,6 +133,26 @@ pub fn plan(specs: &[MatrixSpec], target: Target, paths: usize, method: Method) 
     Ok(Plan { entries, bits, weights, bpw })
 }
 
+/// Gives matrices whose spectra are known their shares: at the level `bpw` these together take `bpw` bits per weight.
+fn weigh(specs: &[MatrixSpec], accounts: &mut [Account], bpw: f64) {
+    for (spec, account) in specs.iter().zip(&mut *accounts).filter(|(_, a)| a.pinned.is_none()) {
+        account.spectrum = spec.spectrum.as_ref().map(|s| Spectrum::new(s, spec)).filter(|s| s.top() > 0.0);
+    }
+    let known = || accounts.iter().filter_map(|a| Some((a.weights as f64, a.spectrum.as_ref()?)));
+    let wanted = bpw * known().map(|(n, _)| n).sum::<f64>();
+    let top = known().map(|(_, s)| s.top()).fold(0.0, f64::max);
+    let bits = |halvings: f64| known().map(|(_, s)| s.bits_at(top * (-halvings).exp2())).sum::<f64>();
+    let (mut low, mut high) = (0.0, 200.0);
+    for _ in 0..60 {
+        let middle = f64::midpoint(low, high);
+        if bits(middle) <= wanted { low = middle } else { high = middle }
+    }
+    accounts
+        .iter_mut()
+        .filter_map(|a| a.spectrum.as_mut())
+        .for_each(|s| s.set_reference(top * (-low).exp2(), bpw));
+}
+
 /// Ranks whose total stays within `bpw` times the number of weights, as far as the lowest rank allows.
 fn within_budget(specs: &[MatrixSpec], accounts: &[Account], bpw: f64) -> Vec<usize> {
     let at_level =
@@ -138,8 +164,10 @@ fn within_budget(specs: &[MatrixSpec], accounts: &[Account], bpw: f64) -> Vec<us
     // What matrices at the lowest rank take beyond their share is missing from the others: these get the highest
     // common level that fits. Bisection down to neighbouring floats finds the same one on every machine.
     let (mut level, mut ranks) = (bpw, at_level(bpw));
-    if spent(&ranks) > budget {
-        let (mut fits, mut exceeds) = (0.0, bpw);
+    // Where matrices take shares of their own, the common level may lie above the mean as well.
+    let own = accounts.iter().any(|a| a.spectrum.is_some());
+    if own || spent(&ranks) > budget {
+        let (mut fits, mut exceeds) = (0.0, if own { 4.0 * bpw } else { bpw });
         ranks = at_level(fits);
         if spent(&ranks) > budget {
             return ranks;

@@ -4,7 +4,7 @@ use crate::format::schema::{self, Shape};
 use proptest::prelude::*;
 
 fn spec(name: &str, d_out: usize, d_in: usize, experts: usize) -> MatrixSpec {
-    MatrixSpec { name: name.to_owned(), d_out, d_in, experts, fixed: None }
+    MatrixSpec { name: name.to_owned(), d_out, d_in, experts, fixed: None, spectrum: None }
 }
 
 fn usage(r: Result<Plan>, word: &str) {
@@ -131,4 +131,50 @@ proptest! {
         }
         prop_assert_eq!(&p, &plan(&specs, Target::Bpw(bpw), paths, Method::Admm).unwrap());
     }
+}
+
+/// A spectrum of equal components, `min(d_out, d_in)` of them.
+fn flat(spec: MatrixSpec, lambda: f32) -> MatrixSpec {
+    let n = spec.d_out.min(spec.d_in);
+    MatrixSpec { spectrum: Some(vec![lambda; n]), ..spec }
+}
+
+#[test]
+fn equal_spectra_change_nothing() {
+    let plain: Vec<_> = (0..6).map(|i| spec(&format!("{i}.weight"), 576, 1536 - 64 * i, 1)).collect();
+    let measured: Vec<_> = plain
+        .iter()
+        .map(|s| {
+            // The same error in every degree of freedom.
+            flat(s.clone(), 1e-3)
+        })
+        .collect();
+    for bpw in [0.3, 1.0, 2.5] {
+        let [a, b] = [&plain, &measured].map(|s| plan(s, Target::Bpw(bpw), 1, Method::Admm).unwrap());
+        let near = |(a, b): (&PlanEntry, &PlanEntry)| a.rank.abs_diff(b.rank) <= RANK_STEP;
+        assert!(a.entries.iter().zip(&b.entries).all(near), "{a:?} {b:?}");
+        assert!(b.bpw <= bpw && b.bpw > bpw - 0.02, "{}", b.bpw);
+    }
+}
+
+#[test]
+fn what_costs_more_gets_more() {
+    // Sixteen times the cost is worth log2(16) / 1.51 bits per weight more.
+    let specs = [flat(spec("a.weight", 2048, 2048, 1), 16e-3), flat(spec("b.weight", 2048, 2048, 1), 1e-3)];
+    let p = plan(&specs, Target::Bpw(2.0), 1, Method::Admm).unwrap();
+    assert!((p.entries[0].bpw - p.entries[1].bpw - 4.0 / 1.51).abs() < 0.05, "{p:?}");
+    assert!(p.bpw <= 2.0 && p.bpw > 1.99);
+    // What is packed into few dimensions needs less.
+    let mut few = vec![0.0; 2048];
+    few[..64].fill(32.0);
+    let packed = MatrixSpec { spectrum: Some(few), ..spec("a.weight", 2048, 2048, 1) };
+    let p = plan(&[packed, specs[1].clone()], Target::Bpw(1.0), 1, Method::Admm).unwrap();
+    assert!(p.entries[0].bpw < 0.7 && p.entries[1].bpw > 1.3, "{p:?}");
+    // Nothing measured, nothing felt, or fixed by a rule: the share of a plain matrix, the lowest rank, the rule's.
+    let dead = flat(spec("c.weight", 2048, 2048, 1), 0.0);
+    let fixed = MatrixSpec { fixed: Some(Target::Rank(96)), ..flat(spec("d.weight", 2048, 2048, 1), 1.0) };
+    let all = [specs[1].clone(), spec("b.weight", 2048, 2048, 1), dead, fixed];
+    let p = plan(&all, Target::Bpw(1.0), 1, Method::Admm).unwrap();
+    assert_eq!(p.entries[3].rank, 96);
+    assert!((p.entries[0].bpw - p.entries[1].bpw).abs() < 0.05, "{p:?}");
 }

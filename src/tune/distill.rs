@@ -3,7 +3,8 @@
 use super::adam::Relative;
 use super::parameters::{Kind, visit};
 use super::teacher::Teacher;
-use crate::decoder::{Model, Precision, exp_below_max};
+use crate::calibrate::text::Mixture;
+use crate::decoder::{CoarseHead, Model, Precision, exp_below_max};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
@@ -67,25 +68,21 @@ impl Checkpoint {
 /// changes of all scales and norms. The rate rises linearly, then falls linearly to a twentieth.
 pub struct Distillation<'a> {
     model: &'a mut Model,
+    head: CoarseHead,
     teacher: &'a Teacher,
-    windows: &'a [&'a [u32]],
+    text: &'a Mixture,
     state: Checkpoint,
 }
 
 impl<'a> Distillation<'a> {
-    /// Begins with `model`, whose head is that of the source; `windows` are those of `teacher`.
-    pub fn new(
-        model: &'a mut Model,
-        teacher: &'a Teacher,
-        windows: &'a [&'a [u32]],
-        settings: Settings,
-    ) -> Self {
+    /// Begins with `model`, whose head is that of the source; the windows of `text` are those of `teacher`.
+    pub fn new(model: &'a mut Model, teacher: &'a Teacher, text: &'a Mixture, settings: Settings) -> Self {
         let mut states = Vec::new();
         model.set_precision(Precision::Coarse);
         let zero = model.zero_grad(false);
         visit(model, &zero, |_, p, _| states.push(Relative::new(p)));
         let state = Checkpoint { settings, step: 0, spent: Duration::ZERO, states };
-        Self { model, teacher, windows, state }
+        Self { head: model.coarse_head(), model, teacher, text, state }
     }
 
     /// Goes on from `checkpoint`, if it is one of a run with the same model and settings.
@@ -130,17 +127,21 @@ impl<'a> Distillation<'a> {
         let started = Instant::now();
         let (k, settings) = (self.state.step, self.state.settings.clone());
         let d = self.model.config.d_model;
-        let w = k % self.windows.len();
-        let (tokens, length) = (self.windows[w], self.windows[w].len());
-        let first = (k / self.windows.len() + k) % settings.stride;
+        let (w, pass) = self.text.at(k);
+        let tokens = &self.text.windows[w];
+        let length = tokens.len();
+        // Every pass scores the positions that the one before left out.
+        let first = (pass + w) % settings.stride;
         let positions: Vec<usize> = (first..length).step_by(settings.stride).collect();
         let tape = self.model.forward(tokens, length);
         let rows: Vec<f32> = positions.iter().flat_map(|&p| &tape.x[p * d..(p + 1) * d]).copied().collect();
-        let logits = self.model.logits(&self.model.normed(&rows));
-        let wanted = self.model.logits(&self.teacher.rows(w, positions.iter().copied(), d));
+        let logits = self.model.coarse_logits(&self.head, &self.model.normed(&rows));
+        let wanted = self.teacher.rows(w, positions.iter().copied(), d);
+        let wanted = self.model.coarse_logits(&self.head, &wanted);
         let (kld, mut d_logits) = kl(&logits, wanted, self.model.vocabulary());
         let mut grad = self.model.zero_grad(false);
-        let d_rows = self.model.head_backward(&rows, &logits, &mut d_logits, &mut grad.norm);
+        let norm = &mut grad.norm;
+        let d_rows = self.model.coarse_head_backward(&self.head, &rows, &logits, &mut d_logits, norm);
         let mut dx = vec![0f32; tape.x.len()];
         for (row, &p) in d_rows.chunks_exact(d).zip(&positions) {
             dx[p * d..(p + 1) * d].copy_from_slice(row);

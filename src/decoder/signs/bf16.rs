@@ -73,7 +73,7 @@ fn pack(
 
 /// Bits of the nearest bfloat16, in the upper half.
 #[inline(always)]
-fn round(x: f32) -> u32 {
+pub fn round(x: f32) -> u32 {
     let bits = x.to_bits();
     // Not finite: adding could carry out of the exponent.
     if !x.is_finite() {
@@ -129,6 +129,95 @@ fn tile<const R: usize>(packed: &[u32], words: &[u64], terms: usize) -> Tile {
             }
             // SAFETY: at most one past the end.
             x = unsafe { x.add(R) };
+        }
+    }
+    let mut out = [[0f32; PANEL]; ROWS];
+    for (out, sum) in out.iter_mut().zip(&sums) {
+        // SAFETY: a row holds 32 values.
+        unsafe {
+            _mm512_storeu_ps(out.as_mut_ptr(), sum[0]);
+            _mm512_storeu_ps(out.as_mut_ptr().add(16), sum[1]);
+        }
+    }
+    out
+}
+
+/// Pairs of columns of the dense matrix that are handled before the next rows are.
+const DEPTH: usize = 512;
+/// Rows of x that one task of a dense product handles.
+const DENSE_TASK: usize = 5 * ROWS;
+
+/// `out += x B^T` with B (`n x k`) as `[n/32][k/2][32]` pairs and x rounded to bfloat16. Call only if [`available`].
+pub fn dense_product(b: &[u32], n: usize, k: usize, x: &[f32], out: &mut [f32]) {
+    assert!(available());
+    let pairs = k.div_ceil(2);
+    assert_eq!(b.len(), n.div_ceil(PANEL) * pairs * PANEL);
+    out.par_chunks_mut(DENSE_TASK * n).zip(x.par_chunks(DENSE_TASK * k)).for_each(|(out, x)| {
+        let rows = x.len() / k;
+        let mut packed = vec![0u32; rows * DEPTH];
+        for first in (0..pairs).step_by(DEPTH) {
+            let depth = DEPTH.min(pairs - first);
+            let blocks = || (0..rows).step_by(ROWS).map(|row| (row, ROWS.min(rows - row)));
+            for (row, count) in blocks() {
+                let to = &mut packed[row * depth..(row + count) * depth];
+                for (i, x) in x[row * k..(row + count) * k].chunks_exact(k).enumerate() {
+                    let x = &x[2 * first..k.min(2 * (first + depth))];
+                    let pair = |p: &[f32]| round(p[0]) >> 16 | p.get(1).map_or(0, |&p| round(p));
+                    to[i..].iter_mut().step_by(count).zip(x.chunks(2)).for_each(|(to, x)| *to = pair(x));
+                }
+            }
+            for (panel, b) in b.chunks_exact(pairs * PANEL).enumerate() {
+                let width = PANEL.min(n - panel * PANEL);
+                let b = &b[first * PANEL..(first + depth) * PANEL];
+                for (row, count) in blocks() {
+                    let x = &packed[row * depth..(row + count) * depth];
+                    // SAFETY: the features are there.
+                    let tile = unsafe { dense_tile_of(count)(x, b) };
+                    for (i, tile) in tile.iter().take(count).enumerate() {
+                        let out = &mut out[(row + i) * n + panel * PANEL..][..width];
+                        out.iter_mut().zip(tile).for_each(|(out, t)| *out += t);
+                    }
+                }
+            }
+        }
+    });
+}
+
+fn dense_tile_of(rows: usize) -> unsafe fn(&[u32], &[u32]) -> Tile {
+    match rows {
+        1 => dense_tile::<1>,
+        2 => dense_tile::<2>,
+        3 => dense_tile::<3>,
+        4 => dense_tile::<4>,
+        5 => dense_tile::<5>,
+        6 => dense_tile::<6>,
+        7 => dense_tile::<7>,
+        8 => dense_tile::<8>,
+        9 => dense_tile::<9>,
+        10 => dense_tile::<10>,
+        11 => dense_tile::<11>,
+        _ => dense_tile::<12>,
+    }
+}
+
+/// `R` rows of x, `[pair][R]`, times 32 rows of B, `[pair][32]`.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn dense_tile<const R: usize>(x: &[u32], b: &[u32]) -> Tile {
+    assert_eq!(x.len() / R, b.len() / PANEL);
+    let mut sums = [[_mm512_setzero_ps(); 2]; R];
+    for (x, b) in x.chunks_exact(R).zip(b.chunks_exact(PANEL)) {
+        // SAFETY: a chunk of b holds 32 words; vectors of bfloat16 are 512 bits of any content.
+        let b: [__m512bh; 2] = unsafe {
+            [
+                std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(b.as_ptr().cast())),
+                std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(b.as_ptr().add(16).cast())),
+            ]
+        };
+        for (sums, &x) in sums.iter_mut().zip(x) {
+            // SAFETY: as above.
+            let x: __m512bh = unsafe { std::mem::transmute(_mm512_set1_epi32(x as i32)) };
+            sums[0] = _mm512_dpbf16_ps(sums[0], x, b[0]);
+            sums[1] = _mm512_dpbf16_ps(sums[1], x, b[1]);
         }
     }
     let mut out = [[0f32; PANEL]; ROWS];

@@ -5,7 +5,7 @@
 //! Everywhere else the matrix is expanded and multiplied in f32.
 
 #[cfg(target_arch = "x86_64")]
-mod bf16;
+pub(super) mod bf16;
 
 use super::product::times_transposed;
 use rayon::prelude::*;

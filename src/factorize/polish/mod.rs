@@ -15,13 +15,13 @@ use crate::error::Result;
 use crate::format::FactorPath;
 
 /// Share of H that its diagonal takes: cross moments of little text do not carry over to other text.
-const DIAGONAL: f32 = 0.4;
+const DIAGONAL: f32 = 0.6;
 /// Ridge, relative to the mean of the diagonal.
 const DAMP: f32 = 0.01;
 /// A round that gains less than this share of the objective is the last.
 const TOLERANCE: f64 = 1e-3;
 
-/// H as the polish uses it: off-diagonal elements times 0.6, a little ridge; `moments` is `d x d`.
+/// H as the polish uses it: off-diagonal elements times 0.4, a little ridge; `moments` is `d x d`.
 pub fn metric(moments: &[f32], d: usize) -> Vec<f32> {
     let mean = (0..d).map(|i| moments[i * d + i]).sum::<f32>() / d as f32;
     let mut h: Vec<f32> = moments.iter().map(|x| (1.0 - DIAGONAL) * x).collect();
