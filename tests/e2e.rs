@@ -417,6 +417,9 @@ fn perplexity_of_a_calibrated_model_is_llama_cpps() {
             "4",
             "--calibration",
             s(&calibration),
+            // More than the text has: the source goes on from it.
+            "--calibration-windows",
+            "8",
             "--effort",
             "fast",
             "--tune-steps",

@@ -25,6 +25,17 @@ pub fn windows_of(files: &[PathBuf], tokenizer: &Tokenizer, length: usize) -> Re
     files.iter().map(read).collect()
 }
 
+/// `count` pieces of `length` tokens out of `windows`, from ever other places, with `first` before them.
+pub fn prompts(windows: &[Vec<u32>], count: usize, length: usize, first: Option<u32>) -> Vec<Vec<u32>> {
+    let piece = |i: usize| {
+        let window = &windows[i % windows.len()];
+        // A third of a window on at each pass, so that passes over the text do not repeat its pieces.
+        let start = (i / windows.len() * (window.len() / 3) + window.len() / 2) % (window.len() - length);
+        first.into_iter().chain(window[start..start + length].iter().copied()).collect()
+    };
+    (0..count).map(piece).collect()
+}
+
 /// Windows of several files and the order in which they are used: one of each file in turn, a shorter file from its
 /// beginning again while the others go on.
 #[derive(Clone, Debug)]
@@ -56,6 +67,19 @@ impl Mixture {
         self.files.retain(|f| !f.is_empty());
     }
 
+    /// Weights of the first `n` windows with which every file counts alike; 1 on average.
+    pub fn shares(&self, n: usize) -> Vec<f32> {
+        let mut shares = vec![1f32; n.min(self.windows.len())];
+        let within = |f: &Vec<usize>| f.iter().filter(|&&i| i < n).count();
+        let present = self.files.iter().filter(|f| within(f) > 0).count();
+        for file in &self.files {
+            for &i in file.iter().filter(|&&i| i < n) {
+                shares[i] = shares.len() as f32 / (present * within(file)) as f32;
+            }
+        }
+        shares
+    }
+
     /// The window of step `k` and how often its file was gone through before.
     pub fn at(&self, k: usize) -> (usize, usize) {
         let file = &self.files[k % self.files.len()];
@@ -76,6 +100,8 @@ mod tests {
         assert_eq!(first, [1, 2, 1, 1]);
         let order: Vec<_> = (0..8).map(|k| mixture.at(k)).collect();
         assert_eq!(order, [(0, 0), (1, 0), (2, 0), (1, 1), (3, 0), (1, 2), (0, 1), (1, 3)]);
+        assert_eq!(mixture.shares(4), [4.0 / 6.0, 2.0, 4.0 / 6.0, 4.0 / 6.0]);
+        assert_eq!(mixture.shares(1), [1.0]);
         mixture.truncate(1);
         assert_eq!((mixture.at(0), mixture.at(1)), ((0, 0), (0, 1)));
     }

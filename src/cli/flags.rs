@@ -104,6 +104,10 @@ pub struct ConvertArgs {
     /// How much work --calibration does: fast, normal or best
     #[arg(long, value_name = "NAME", default_value = "normal", value_parser = parse::<Effort>, help_heading = "Method")]
     effort: Effort,
+    /// Windows of 512 tokens to calibrate on at least: where the files have fewer, the source model itself goes on from
+    /// pieces of them
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "calibration", value_parser = clap::value_parser!(u32).range(0..=65536), help_heading = "Method")]
+    calibration_windows: u32,
     /// Distillation steps instead of the effort's; 0 turns it off
     #[arg(long, value_name = "N", requires = "calibration", help_heading = "Method")]
     tune_steps: Option<usize>,
@@ -260,6 +264,7 @@ impl ConvertArgs {
             calibration: (!self.calibration.is_empty()).then(|| Calibration {
                 files: self.calibration.clone(),
                 effort: self.effort,
+                windows: self.calibration_windows as usize,
                 steps: self.tune_steps,
                 time_budget: self.time_budget,
                 save_imatrix: self.save_imatrix.clone(),

@@ -15,6 +15,7 @@ use std::process::ExitCode;
 
 /// Runs `littlebit-convert` with the process's arguments.
 pub fn main() -> ExitCode {
+    job::memory::keep_freed_buffers();
     let outcome = match flags::parse_command() {
         Command::Convert(args) => convert(&args),
         Command::Info { file, json } => info::run(&file, json),

@@ -16,6 +16,8 @@ pub struct Progress {
     done_weights: u64,
     /// Stage, when its first event came, and how far it was then.
     stage: Option<(&'static str, Instant, usize)>,
+    /// Fiftieth of the stage that was shown last.
+    shown: Option<usize>,
 }
 
 impl Progress {
@@ -31,6 +33,7 @@ impl Progress {
             total_weights: 0,
             done_weights: 0,
             stage: None,
+            shown: None,
         }
     }
 
@@ -92,9 +95,12 @@ impl Progress {
                 }));
                 if self.stage.as_ref().is_none_or(|s| s.0 != name) {
                     self.stage = Some((name, Instant::now(), done));
+                    self.shown = None;
                 }
-                let every = (total / 50).max(1);
-                if done % every == 0 || done == total {
+                // Some stages advance by more than one.
+                let part = done / (total / 50).max(1);
+                if self.shown != Some(part) || done == total {
+                    self.shown = Some(part);
                     let eta = match &self.stage {
                         Some((_, since, first)) if done > *first => {
                             let each = since.elapsed().as_secs_f64() / (done - first) as f64;

@@ -1,9 +1,9 @@
 //! One decoder block, forward with a tape and backward.
 
-use super::attention;
+use super::attention::{self, Cache};
 use super::config::{Activation, Config};
 use super::exponential::sigmoid;
-use super::linear::{Linear, LinearGrad, LinearTape};
+use super::linear::{Linear, LinearGrad, LinearTape, Trained};
 use super::norm;
 use super::rope::Rotation;
 use rayon::prelude::*;
@@ -184,19 +184,16 @@ impl Block {
 
     /// [`Fisher`](super::Fisher) sums of all layers, nothing seen yet.
     pub fn zero_fisher(&self) -> BlockGrad {
-        let mut grad = self.zero_grad(false);
+        let mut grad = self.zero_grad(Trained::Scales);
         for (grads, linears) in grad.linears.iter_mut().zip(&self.linears) {
             *grads = linears.iter().map(|_| Some(LinearGrad::Fisher(Default::default()))).collect();
         }
         grad
     }
 
-    /// Zero gradients: of scales for factorized layers, of weights for dense ones if `dense`, of all norms.
-    pub fn zero_grad(&self, dense: bool) -> BlockGrad {
-        let linears = std::array::from_fn(|s| {
-            let wanted = |l: &Linear| dense || matches!(l.weight, super::Weight::Binary(_));
-            self.linears[s].iter().map(|l| wanted(l).then(|| l.zero_grad())).collect()
-        });
+    /// Zero gradients of what is `trained` and of all norms.
+    pub fn zero_grad(&self, trained: Trained) -> BlockGrad {
+        let linears = std::array::from_fn(|s| self.linears[s].iter().map(|l| l.zero_grad(trained)).collect());
         let optional = self.post_norms.iter().chain(&self.head_norms).flatten();
         let norms = self.norms.iter().chain(optional).map(|n| vec![0.0; n.len()]).collect();
         BlockGrad { linears, norms }
@@ -252,16 +249,7 @@ impl Block {
                 if self.head_norms.iter().any(Option::is_some) {
                     tape.raw_joined = out.clone();
                 }
-                let heads = c.heads + c.heads_kv;
-                out.par_chunks_mut(c.joined()).enumerate().for_each(|(t, row)| {
-                    for (i, head) in row[..heads * c.d_key].chunks_exact_mut(c.d_key).enumerate() {
-                        if let Some(w) = &self.head_norms[usize::from(i >= c.heads)] {
-                            let normed = norm::forward(head, w, c.eps);
-                            head.copy_from_slice(&normed);
-                        }
-                        rotation.forward(head, t % length);
-                    }
-                });
+                self.turn(c, rotation, &mut out, |t| t % length);
                 tape.inputs[1] = attention::forward(&self.shape(c, out.len() / c.joined(), length), &out);
                 tape.joined = out;
             }
@@ -283,6 +271,39 @@ impl Block {
             }
             Site::Down => unreachable!("the last site ends in `finish`"),
         }
+    }
+
+    /// Norms and rotates the query and key heads of joined rows; `position` says where in its window a row is.
+    fn turn(
+        &self,
+        c: &Config,
+        rotation: &Rotation,
+        joined: &mut [f32],
+        position: impl Fn(usize) -> usize + Sync,
+    ) {
+        let heads = c.heads + c.heads_kv;
+        joined.par_chunks_mut(c.joined()).enumerate().for_each(|(t, row)| {
+            for (i, head) in row[..heads * c.d_key].chunks_exact_mut(c.d_key).enumerate() {
+                if let Some(w) = &self.head_norms[usize::from(i >= c.heads)] {
+                    let normed = norm::forward(head, w, c.eps);
+                    head.copy_from_slice(&normed);
+                }
+                rotation.forward(head, position(t));
+            }
+        });
+    }
+
+    /// One more token of every sequence in `cache`; `x` is `sequences x d_model`.
+    pub fn extend(&self, c: &Config, rotation: &Rotation, x: Vec<f32>, cache: &mut Cache) -> Vec<f32> {
+        let mut tape = self.begin(c, x);
+        let mut joined = site_forward(&self.linears[0], &tape.inputs[0]).0;
+        let position = cache.length();
+        self.turn(c, rotation, &mut joined, |_| position);
+        tape.inputs[1] = cache.attend(&self.shape(c, cache.sequences(), 1), &joined);
+        for site in [Site::Output, Site::Feed] {
+            self.advance(c, rotation, &mut tape, site, 1);
+        }
+        self.finish(c, &mut tape)
     }
 
     /// The output of the block, from the input of the last site.

@@ -66,19 +66,65 @@ impl Coarse {
     }
 }
 
-/// `x`, `rows x columns`, transposed.
-pub fn transposed(x: &[f32], columns: usize) -> Vec<f32> {
-    let rows = x.len() / columns;
-    let mut out = vec![0f32; x.len()];
-    out.par_chunks_mut(rows).enumerate().with_min_len(16).for_each(|(column, out)| {
-        out.iter_mut().zip(x[column..].iter().step_by(columns)).for_each(|(o, x)| *o = *x);
-    });
-    out
+/// Adds `diag(sa) A^T B diag(sb)` to `out` (`m x n`) for rows of A (`tokens x m`) and B (`tokens x n`): the gradient of
+/// a weight that lies between scales, in the precision of training steps. The same bits for any number of threads.
+pub fn add_outer(out: &mut [f32], [a, b]: [&[f32]; 2], [sa, sb]: [&[f32]; 2]) {
+    assert_eq!((out.len(), a.len() / sa.len()), (sa.len() * sb.len(), b.len() / sb.len()));
+    #[cfg(target_arch = "x86_64")]
+    if bf16::available() {
+        bf16::add_outer(out, [a, b], [sa, sb], false);
+        return;
+    }
+    let (a, b) = (super::linear::columns(a, sa), super::linear::columns(b, sb));
+    product::transposed_times(out, &a, &b, sb.len(), sa.len(), true);
+}
+
+/// Adds `diag(s) X^T X diag(s)` to `out` (`n x n`) for rows of X (`tokens x n`), on and below the diagonal; what is above
+/// it means nothing.
+pub fn add_gram(out: &mut [f32], x: &[f32], s: &[f32]) {
+    assert_eq!((out.len(), x.len() % s.len()), (s.len() * s.len(), 0));
+    #[cfg(target_arch = "x86_64")]
+    if bf16::available() {
+        bf16::add_outer(out, [x, x], [s, s], true);
+        return;
+    }
+    let x = super::linear::columns(x, s);
+    product::transposed_times(out, &x, &x, s.len(), s.len(), true);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn outer_products_are_those_of_the_definition() {
+        for (tokens, m, n) in [(1, 1, 1), (3, 13, 33), (130, 70, 64), (64, 100, 5)] {
+            let value = |i: usize, by: f32| (i as f32 * by).sin();
+            let a: Vec<f32> = (0..tokens * m).map(|i| value(i, 0.37)).collect();
+            let b: Vec<f32> = (0..tokens * n).map(|i| value(i, 0.73)).collect();
+            let sa: Vec<f32> = (0..m).map(|i| value(i + 1, 1.1)).collect();
+            let sb: Vec<f32> = (0..n).map(|i| value(i + 1, 1.7)).collect();
+            let mut got: Vec<f32> = (0..m * n).map(|i| i as f32).collect();
+            add_outer(&mut got, [&a, &b], [&sa, &sb]);
+            for i in 0..m {
+                for j in 0..n {
+                    let scale = f64::from(sa[i]) * f64::from(sb[j]);
+                    let terms =
+                        (0..tokens).map(|t| f64::from(a[t * m + i]) * f64::from(b[t * n + j]) * scale);
+                    let (want, size) =
+                        terms.fold(((i * n + j) as f64, 0.0), |(s, a), v: f64| (s + v, a + v.abs()));
+                    let error = (f64::from(got[i * n + j]) - want).abs();
+                    assert!(error <= 8e-3 * size + 1e-3, "{tokens}x{m}x{n} at {i},{j}: off by {error}");
+                }
+            }
+            let (mut gram, mut whole) = (vec![1f32; m * m], vec![1f32; m * m]);
+            add_gram(&mut gram, &a, &sa);
+            add_outer(&mut whole, [&a, &a], [&sa, &sa]);
+            for i in 0..m {
+                assert_eq!(gram[i * m..=i * m + i], whole[i * m..=i * m + i], "{tokens}x{m} row {i}");
+            }
+        }
+    }
 
     #[test]
     fn products_are_those_of_the_definition() {

@@ -1,6 +1,6 @@
 //! A linear layer `y = scale x W^T + b`, dense or factorized.
 
-use super::coarse::Coarse;
+use super::coarse::{Coarse, add_outer};
 use super::fisher::Fisher;
 use super::product::{times, times_transposed, transposed_times};
 use super::signs::{Precision, Signs};
@@ -41,6 +41,11 @@ impl Binary {
         let v = Signs::from_fn(d_in, r, |i, j| vt(j, i));
         let (u, vt) = (Signs::from_fn(d_out, r, u), Signs::from_fn(r, d_in, vt));
         Self { h, l, g, u, ut, vt, v, precision: Precision::Fine }
+    }
+
+    /// Signs of U, row-major `d_out x r`, and of V^T, `r x d_in`: 1 or -1.
+    pub fn signs(&self) -> [Vec<f32>; 2] {
+        [self.u.to_row_major(), self.vt.to_row_major()]
     }
 
     /// Takes the scales of `p`, a path of the same signs or one whose product is zero.
@@ -92,13 +97,33 @@ pub struct Linear {
 #[derive(Clone, Debug, Default)]
 pub struct LinearTape(Vec<(Vec<f32>, Vec<f32>)>);
 
+/// Gradients of one path.
+#[derive(Clone, Debug)]
+pub struct FactorGrad {
+    /// Of h, l and g.
+    pub scales: [Vec<f32>; 3],
+    /// Of U (`d_out x r`) and V^T (`r x d_in`), as if their elements were real numbers; `None` if they are fixed.
+    pub signs: Option<[Vec<f32>; 2]>,
+}
+
+/// What gradients are taken of, beside all norms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trained {
+    /// Scales of factorized layers.
+    Scales,
+    /// Scales and signs of factorized layers.
+    Factors,
+    /// All of these and dense weights.
+    Everything,
+}
+
 /// Gradients of the trained parameters of a layer.
 #[derive(Clone, Debug)]
 pub enum LinearGrad {
     /// Of a dense weight, `d_out x d_in`.
     Dense(Vec<f32>),
-    /// Of h, l and g of every path.
-    Scales(Vec<[Vec<f32>; 3]>),
+    /// Of the factors of every path.
+    Factors(Vec<FactorGrad>),
     /// No gradient, but what the loss feels of errors in a dense weight.
     Fisher(Fisher),
 }
@@ -113,6 +138,13 @@ impl Linear {
             other => other.clone(),
         };
         Linear { weight, name: self.name.clone(), bias: self.bias.clone(), ..*self }
+    }
+
+    /// Sets the precision of products with factors.
+    pub fn set_precision(&mut self, precision: Precision) {
+        if let Weight::Binary(paths) = &mut self.weight {
+            paths.iter_mut().for_each(|p| p.precision = precision);
+        }
     }
 
     /// `x W^T + b` for `tokens` rows, and the tape.
@@ -173,11 +205,15 @@ impl Linear {
                 for (i, (p, (latent, raw))) in paths.iter().zip(&tape.0).enumerate() {
                     let d_latent = p.ut.product(dy, &p.h, p.precision);
                     let d_input = p.v.product(&d_latent, &p.l, p.precision);
-                    if let Some(LinearGrad::Scales(grads)) = grad.as_deref_mut() {
-                        let [dh, dl, dg] = &mut grads[i];
+                    if let Some(LinearGrad::Factors(grads)) = grad.as_deref_mut() {
+                        let [dh, dl, dg] = &mut grads[i].scales;
                         add_column_dots(dh, dy, raw);
                         add_column_dots(dl, &d_latent, latent);
                         add_column_dots(dg, &d_input, x);
+                        if let Some([du, dvt]) = &mut grads[i].signs {
+                            add_outer(du, [dy, latent], [&p.h, &p.l]);
+                            add_outer(dvt, [&d_latent, x], [&p.l, &p.g]);
+                        }
                     }
                     dx.par_chunks_mut(self.d_in).zip(d_input.par_chunks(self.d_in)).for_each(|(dx, d)| {
                         dx.iter_mut().zip(d).zip(&p.g).for_each(|((dx, d), g)| *dx += d * g);
@@ -187,14 +223,21 @@ impl Linear {
         }
     }
 
-    /// A gradient of zeros: of the weight if dense, of the scales if factorized.
-    pub fn zero_grad(&self) -> LinearGrad {
+    /// A gradient of zeros, `None` if nothing of the layer is trained.
+    pub fn zero_grad(&self, trained: Trained) -> Option<LinearGrad> {
         match &self.weight {
-            Weight::Dense(w) => LinearGrad::Dense(vec![0.0; w.len()]),
-            Weight::Coarse(_) => unreachable!("coarse weights are for forward passes"),
-            Weight::Binary(paths) => LinearGrad::Scales(
-                paths.iter().map(|p| [&p.h, &p.l, &p.g].map(|x| vec![0.0; x.len()])).collect(),
-            ),
+            Weight::Dense(w) => {
+                (trained == Trained::Everything).then(|| LinearGrad::Dense(vec![0.0; w.len()]))
+            }
+            Weight::Coarse(_) => None,
+            Weight::Binary(paths) => {
+                let zeros = |p: &Binary| {
+                    let (m, r, n) = (p.h.len(), p.l.len(), p.g.len());
+                    let signs = (trained != Trained::Scales).then(|| [vec![0.0; m * r], vec![0.0; r * n]]);
+                    FactorGrad { scales: [m, r, n].map(|n| vec![0.0; n]), signs }
+                };
+                Some(LinearGrad::Factors(paths.iter().map(zeros).collect()))
+            }
         }
     }
 }

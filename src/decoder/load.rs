@@ -27,6 +27,11 @@ impl<'a> Loader<'a> {
         Ok(Self { source, index, config })
     }
 
+    /// The graph.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
     /// Number of blocks.
     pub fn blocks(&self) -> usize {
         self.config.blocks

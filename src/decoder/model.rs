@@ -3,7 +3,7 @@
 use super::block::{Block, BlockGrad, BlockTape};
 use super::coarse::Coarse;
 use super::config::Config;
-use super::linear::Weight;
+use super::linear::{LinearGrad, Trained};
 use super::norm;
 use super::product::{times, times_transposed};
 use super::rope::Rotation;
@@ -37,6 +37,35 @@ pub struct ModelGrad {
     pub blocks: Vec<BlockGrad>,
     /// Of the final norm.
     pub norm: Vec<f32>,
+}
+
+impl ModelGrad {
+    /// Adds the gradients of the same parameters.
+    pub fn add(&mut self, other: &ModelGrad) {
+        let mut all: Vec<(&mut [f32], &[f32])> = vec![(&mut self.norm, &other.norm)];
+        for (to, from) in self.blocks.iter_mut().zip(&other.blocks) {
+            all.extend(to.norms.iter_mut().zip(&from.norms).map(|(a, b)| (&mut a[..], &b[..])));
+            for (to, from) in to.linears.iter_mut().flatten().zip(from.linears.iter().flatten()) {
+                match (to, from) {
+                    (Some(LinearGrad::Dense(to)), Some(LinearGrad::Dense(from))) => all.push((to, from)),
+                    (Some(LinearGrad::Factors(to)), Some(LinearGrad::Factors(from))) => {
+                        for (to, from) in to.iter_mut().zip(from) {
+                            all.extend(
+                                to.scales.iter_mut().zip(&from.scales).map(|(a, b)| (&mut a[..], &b[..])),
+                            );
+                            let signs = to.signs.iter_mut().flatten().zip(from.signs.iter().flatten());
+                            all.extend(signs.map(|(a, b)| (&mut a[..], &b[..])));
+                        }
+                    }
+                    (None, None) => {}
+                    _ => unreachable!("gradients of different parameters"),
+                }
+            }
+        }
+        for (to, from) in all {
+            to.iter_mut().zip(from).for_each(|(a, b)| *a += b);
+        }
+    }
 }
 
 /// Tape of a forward pass.
@@ -73,11 +102,8 @@ impl Model {
 
     /// Sets the precision of all factorized layers.
     pub fn set_precision(&mut self, precision: Precision) {
-        for linear in self.blocks.iter_mut().flat_map(|b| &mut b.linears).flatten() {
-            if let Weight::Binary(paths) = &mut linear.weight {
-                paths.iter_mut().for_each(|p| p.precision = precision);
-            }
-        }
+        let all = self.blocks.iter_mut().flat_map(|b| &mut b.linears).flatten();
+        all.for_each(|l| l.set_precision(precision));
     }
 
     /// Embedded tokens, `tokens x d_model`.
@@ -141,7 +167,7 @@ impl Model {
         out
     }
 
-    fn bias_and_cap(&self, logits: &mut [f32]) {
+    pub(super) fn bias_and_cap(&self, logits: &mut [f32]) {
         if let Some(b) = &self.head_bias {
             let rows = logits.par_chunks_mut(b.len());
             rows.for_each(|y| y.iter_mut().zip(b).for_each(|(y, b)| *y += b));
@@ -187,9 +213,9 @@ impl Model {
     }
 
     /// Zero gradients, see [`Block::zero_grad`].
-    pub fn zero_grad(&self, dense: bool) -> ModelGrad {
+    pub fn zero_grad(&self, trained: Trained) -> ModelGrad {
         ModelGrad {
-            blocks: self.blocks.iter().map(|b| b.zero_grad(dense)).collect(),
+            blocks: self.blocks.iter().map(|b| b.zero_grad(trained)).collect(),
             norm: vec![0.0; self.norm.len()],
         }
     }

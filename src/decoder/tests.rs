@@ -119,7 +119,7 @@ fn loss(m: &Model) -> f64 {
 
 fn gradient(m: &Model) -> ModelGrad {
     let tape = m.forward(&TOKENS, LENGTH);
-    let mut grad = m.zero_grad(true);
+    let mut grad = m.zero_grad(Trained::Everything);
     let logits = m.logits(&m.normed(&tape.x));
     let mut d_logits = direction(logits.len());
     let dx = m.head_backward(&tape.x, &logits, &mut d_logits, &mut grad.norm);
@@ -164,9 +164,9 @@ fn gradients_agree_with_finite_differences() {
                         })
                     }
                     LinearGrad::Fisher(_) => unreachable!("gradients were asked for"),
-                    LinearGrad::Scales(paths) => {
-                        for (p, scales) in paths.iter().enumerate() {
-                            for (k, g) in scales.iter().enumerate() {
+                    LinearGrad::Factors(paths) => {
+                        for (p, path) in paths.iter().enumerate() {
+                            for (k, g) in path.scales.iter().enumerate() {
                                 check(&format!("{what} path {p} scale {k}"), g, |m| {
                                     match &mut m.blocks[i].linears[s][j].weight {
                                         Weight::Binary(b) => match k {
@@ -184,6 +184,60 @@ fn gradients_agree_with_finite_differences() {
             }
         }
     }
+}
+
+/// With `W = diag(h) U diag(l) V^T diag(g)`, the gradients of U and V^T follow from that of W.
+#[test]
+fn gradients_of_signs_follow_from_those_of_the_product() {
+    let model = small();
+    let mut dense = model.clone();
+    for l in dense.blocks.iter_mut().flat_map(|b| b.linears.iter_mut().flatten()) {
+        let Weight::Binary(paths) = &l.weight else { continue };
+        let mut w = vec![0f32; l.d_out * l.d_in];
+        for p in paths {
+            let ([u, vt], r) = (p.signs(), p.l.len());
+            for (i, w) in w.chunks_exact_mut(l.d_in).enumerate() {
+                for (j, w) in w.iter_mut().enumerate() {
+                    let latent = (0..r).map(|k| u[i * r + k] * p.l[k] * vt[k * l.d_in + j]);
+                    *w += p.h[i] * p.g[j] * latent.sum::<f32>();
+                }
+            }
+        }
+        l.weight = Weight::Dense(w);
+    }
+    let (grad, dense_grad) = (gradient(&model), gradient(&dense));
+    let mut checked = 0;
+    for (b, (block, dense_block)) in grad.blocks.iter().zip(&dense_grad.blocks).enumerate() {
+        let pairs = block.linears.iter().flatten().zip(dense_block.linears.iter().flatten());
+        for ((grads, dense), l) in pairs.zip(model.blocks[b].linears.iter().flatten()) {
+            let (Some(LinearGrad::Factors(grads)), Some(LinearGrad::Dense(dw)), Weight::Binary(paths)) =
+                (grads, dense, &l.weight)
+            else {
+                continue;
+            };
+            for (p, g) in paths.iter().zip(grads) {
+                let ([u, vt], r, n) = (p.signs(), p.l.len(), l.d_in);
+                let [du, dvt] = g.signs.as_ref().unwrap();
+                let norm = |x: &[f32]| x.iter().map(|x| x * x).sum::<f32>().sqrt();
+                let (mut off_u, mut off_v) = (0f32, 0f32);
+                for k in 0..r {
+                    for i in 0..l.d_out {
+                        let want: f32 = (0..n).map(|j| dw[i * n + j] * p.g[j] * vt[k * n + j]).sum();
+                        off_u = off_u.max((du[i * r + k] - want * p.h[i] * p.l[k]).abs());
+                    }
+                    for j in 0..n {
+                        let want: f32 = (0..l.d_out).map(|i| dw[i * n + j] * p.h[i] * u[i * r + k]).sum();
+                        off_v = off_v.max((dvt[k * n + j] - want * p.g[j] * p.l[k]).abs());
+                    }
+                }
+                // Products of gradients have the precision of training steps.
+                assert!(off_u < 1e-2 * norm(du) && norm(du) > 1e-3, "{}: {off_u} of {}", l.name, norm(du));
+                assert!(off_v < 1e-2 * norm(dvt) && norm(dvt) > 1e-3, "{}: {off_v} of {}", l.name, norm(dvt));
+                checked += 1;
+            }
+        }
+    }
+    assert_eq!(checked, 8);
 }
 
 #[test]

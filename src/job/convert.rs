@@ -134,7 +134,11 @@ impl Run<'_> {
         let calibrated = match &options.calibration {
             None => None,
             Some(calibration) => {
-                let c = Calibrated::new(source, options, calibration, journal)?;
+                let c = in_pool(
+                    &pool,
+                    |on_event| Calibrated::new(source, options, calibration, journal, on_event),
+                    progress,
+                )?;
                 // Events come from the thread that runs the stages; they are handed on as they arrive.
                 let measured = in_pool(&pool, |on_event| c.sensitivities(on_event), progress)?;
                 layout.set_sensitivities(&measured);

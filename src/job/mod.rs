@@ -9,6 +9,7 @@ mod fingerprint;
 mod header;
 pub mod journal;
 pub mod layout;
+pub mod memory;
 pub mod ordered;
 pub mod output;
 pub mod report;

@@ -7,7 +7,7 @@ use super::tuned::WINDOW;
 use crate::calibrate::imatrix::Collector;
 use crate::calibrate::moments::Moments;
 use crate::calibrate::sensitivity::Sensitivity;
-use crate::decoder::{Binary, Block, BlockTape, Linear, Loader, Model, Rotation, Site, Weight};
+use crate::decoder::{Binary, Block, BlockTape, Linear, Loader, Model, Precision, Rotation, Site, Weight};
 use crate::error::Result;
 use crate::factorize::{self, Job, Method, polish};
 use crate::format::Factors;
@@ -15,6 +15,8 @@ use crate::job::convert::Options;
 use crate::job::journal::Journal;
 use crate::job::report::Event;
 use crate::tune::Teacher;
+use half::bf16;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
@@ -26,6 +28,8 @@ const ALPHA: f64 = 0.5;
 const DAMP: f64 = 0.05;
 /// Rounds of polish; more gain little.
 const POLISH_ROUNDS: usize = 2;
+/// Windows that go through a block together.
+const AT_ONCE: usize = 16;
 /// Record of what is left of the source.
 const ROWS: &str = "source-rows";
 
@@ -42,6 +46,8 @@ pub(super) struct Stage<'a> {
     /// Windows that the source runs over; the first `statistics` of them serve for moments.
     pub windows: &'a [&'a [u32]],
     pub statistics: usize,
+    /// Weights of those in the moments.
+    pub shares: Vec<f32>,
     /// Windows of the calibration texts; the rest are only run through the source.
     pub training: usize,
     /// Place in the plan and rank by weight name; layers without an entry stay.
@@ -101,23 +107,29 @@ impl Stage<'_> {
         for b in 0..model.config.blocks {
             let block = self.loader.block(b)?;
             let rotation = block.rotation(&rotations);
-            let mut inputs = Vec::with_capacity(self.statistics);
-            // The teacher of windows that serve for nothing else needs no more than a training step does.
+            // Windows that are not evaluated need no more precision than a training step has.
             let coarse = block.coarse();
-            for (i, x) in xf.iter_mut().enumerate() {
-                let block = if (self.statistics..self.training).contains(&i) { &coarse } else { &block };
-                let (y, tape) = block.forward(&model.config, rotation, std::mem::take(x), WINDOW);
-                if i < self.training {
-                    for site in Site::ALL {
-                        for l in &block.linears[site as usize] {
-                            imatrix.add(&l.name, l.d_in, tape.input(site));
-                        }
+            let mut inputs: Vec<[Vec<bf16>; 4]> = Vec::with_capacity(self.statistics);
+            for (chunk, xf) in xf.chunks_mut(AT_ONCE).enumerate() {
+                let training = |i: usize| chunk * AT_ONCE + i < self.training;
+                let run = |(i, x): (usize, &mut Vec<f32>)| {
+                    let block = if training(i) { &coarse } else { &block };
+                    let (y, tape) = block.forward(&model.config, rotation, std::mem::take(x), WINDOW);
+                    *x = y;
+                    let inputs = tape.into_inputs();
+                    let kept = (chunk * AT_ONCE + i < self.statistics)
+                        .then(|| inputs.each_ref().map(|x| x.iter().map(|x| bf16::from_f32(*x)).collect()));
+                    (training(i).then_some(inputs), kept)
+                };
+                type Kept = Option<[Vec<bf16>; 4]>;
+                let tapes: Vec<(Option<[Vec<f32>; 4]>, Kept)> =
+                    xf.par_iter_mut().enumerate().map(run).collect();
+                for (tape, kept) in tapes {
+                    for (linears, x) in block.linears.iter().zip(tape.iter().flatten()) {
+                        linears.iter().for_each(|l| imatrix.add(&l.name, l.d_in, x));
                     }
+                    inputs.extend(kept);
                 }
-                if i < self.statistics {
-                    inputs.push(tape.into_inputs());
-                }
-                *x = y;
             }
             let block = self.block(&model, block, rotation, inputs, &mut xq, &mut made)?;
             model.blocks.push(block);
@@ -154,7 +166,7 @@ impl Stage<'_> {
         model: &Model,
         mut block: Block,
         rotation: &Rotation,
-        inputs: Vec<[Vec<f32>; 4]>,
+        inputs: Vec<[Vec<bf16>; 4]>,
         xq: &mut [Vec<f32>],
         made: &mut HashMap<String, Made>,
     ) -> Result<Block> {
@@ -166,21 +178,24 @@ impl Stage<'_> {
             let open = |l: &Linear| self.ranks.contains_key(l.name.as_str()) && !made.contains_key(&l.name);
             if linears.iter().any(open) {
                 let mut moments = Moments::new(linears[0].d_in);
-                for (state, source) in states.iter().zip(&inputs) {
-                    moments.add(&source[site as usize], state.input(site));
-                }
+                let windows = inputs.iter().zip(&states).zip(&self.shares);
+                let windows: Vec<_> =
+                    windows.map(|((s, q), share)| (&s[site as usize], q.input(site), *share)).collect();
+                moments.add(&windows);
                 self.site(linears, &moments, made)?;
             }
             linears.iter_mut().for_each(|l| replace(l, made));
-            for (state, x) in states.iter_mut().zip(xq.iter_mut()) {
+            linears.iter_mut().for_each(|l| l.set_precision(Precision::Coarse));
+            states.par_iter_mut().zip(xq.par_iter_mut()).for_each(|(state, x)| {
                 if site == Site::Down {
                     *x = block.finish(c, state);
                 } else {
                     block.advance(c, rotation, state, site, WINDOW);
                 }
                 state.shed(site);
-            }
+            });
         }
+        block.linears.iter_mut().flatten().for_each(|l| l.set_precision(Precision::Fine));
         Ok(block)
     }
 

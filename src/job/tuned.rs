@@ -3,7 +3,7 @@
 
 use crate::calibrate::sensitivity::{self, Sensitivity};
 use crate::calibrate::text::{self, Mixture};
-use crate::decoder::{self, Model, Weight};
+use crate::decoder::{self, Config, Model, Weight};
 use crate::error::{Error, Result};
 use crate::factorize;
 use crate::job::convert::Options;
@@ -31,6 +31,14 @@ pub const EVALUATION_WINDOWS: usize = 32;
 const SAMPLE: (usize, usize) = (24, 40);
 /// Windows that a run with a time budget may use.
 const TIMED_WINDOWS: usize = 1024;
+/// Tokens of calibration text from which the source goes on in generated windows.
+const PROMPT: usize = 64;
+/// Generated pieces in a window: shorter ones take less time.
+const PIECES: usize = 2;
+/// Record of the generated windows.
+const GENERATED: &str = "generated";
+/// Bytes that the activations kept for moments may take.
+const MOMENT_MEMORY: usize = 6 << 30;
 /// Record of the sensitivities.
 const SENSITIVITY: &str = "sensitivity";
 /// Record of the distillation's state.
@@ -64,9 +72,9 @@ struct Amounts {
 impl Effort {
     fn amounts(self) -> Amounts {
         let [sensitivity, moments, iterations, steps] = match self {
-            Effort::Fast => [6, 32, 12, 100],
-            Effort::Normal => [12, 96, 20, 1000],
-            Effort::Best => [24, 192, 40, 3000],
+            Effort::Fast => [6, 128, 12, 100],
+            Effort::Normal => [12, 256, 20, 800],
+            Effort::Best => [24, 512, 40, 2600],
         };
         Amounts { sensitivity, moments, iterations, steps }
     }
@@ -91,6 +99,8 @@ pub struct Calibration {
     pub files: Vec<PathBuf>,
     /// How much work.
     pub effort: Effort,
+    /// Windows of text at least; the source writes what the files lack.
+    pub windows: usize,
     /// Distillation steps instead of the effort's.
     pub steps: Option<usize>,
     /// Time for all stages instead of a number of steps: distillation takes what factorization leaves.
@@ -122,6 +132,8 @@ pub(super) struct Calibrated<'a> {
     started: Instant,
     tokenizer: Tokenizer,
     text: Mixture,
+    /// Whether the source wrote some of it.
+    generated: bool,
     /// Windows of every evaluation text.
     texts: Vec<Vec<Vec<u32>>>,
 }
@@ -133,10 +145,15 @@ impl<'a> Calibrated<'a> {
         options: &'a Options,
         calibration: &'a Calibration,
         journal: &'a Journal,
+        progress: &mut dyn FnMut(Event),
     ) -> Result<Self> {
         let started = Instant::now();
         let tokenizer = Tokenizer::from_kv(source.path(), source.kv())?;
-        let text = Mixture::new(text::windows_of(&calibration.files, &tokenizer, WINDOW)?);
+        let mut files = text::windows_of(&calibration.files, &tokenizer, WINDOW)?;
+        let wanted = calibration.windows.unwrap_or(calibration.effort.amounts().windows);
+        let generated =
+            add_generated(source, &mut files, &tokenizer, wanted, options.seed, journal, progress)?;
+        let text = Mixture::new(files);
         let mut texts = text::windows_of(&calibration.evaluation, &tokenizer, WINDOW)?;
         texts.iter_mut().for_each(|t| t.truncate(EVALUATION_WINDOWS));
         let rows = source.tensors().iter().find(|t| t.name == "token_embd.weight").map(|t| t.dims[1]);
@@ -145,7 +162,7 @@ impl<'a> Calibrated<'a> {
             let what = format!("token {t} of the tokenizer has no embedding");
             return Err(Error::unsupported(source.path(), what));
         }
-        Ok(Self { source, options, calibration, journal, started, tokenizer, text, texts })
+        Ok(Self { source, options, calibration, journal, started, tokenizer, text, generated, texts })
     }
 
     /// What the loss feels of errors in each weight, by name.
@@ -188,7 +205,7 @@ impl<'a> Calibrated<'a> {
         let steps = calibration.steps.unwrap_or(amounts.steps);
         let used = match calibration.time_budget {
             Some(_) => TIMED_WINDOWS,
-            None => steps.max(amounts.moments),
+            None => (steps * Settings::default().batch).max(amounts.moments),
         };
         let mut text = self.text.clone();
         text.truncate(used);
@@ -196,10 +213,13 @@ impl<'a> Calibrated<'a> {
         let evaluation = self.texts.iter().flatten().map(Vec::as_slice);
         let all: Vec<&[u32]> = training.iter().copied().chain(evaluation).collect();
         let ranks = specs.iter().zip(&plan.entries).enumerate();
+        let loader = decoder::Loader::new(self.source)?;
+        let statistics = amounts.moments.min(training.len()).min(most_for_moments(loader.config()));
         let stage = Stage {
-            loader: decoder::Loader::new(self.source)?,
+            loader,
             windows: &all,
-            statistics: amounts.moments.min(training.len()),
+            statistics,
+            shares: text.shares(statistics),
             training: training.len(),
             ranks: ranks.map(|(i, (s, e))| (s.name.as_str(), (i, e.rank))).collect(),
             measured,
@@ -208,7 +228,8 @@ impl<'a> Calibrated<'a> {
         };
         let Sequential { mut model, mut made, teacher, rows, imatrix } = stage.run(progress)?;
         if let Some(path) = &calibration.save_imatrix {
-            let names: Vec<String> = calibration.files.iter().map(|f| file_name(f)).collect();
+            let mut names: Vec<String> = calibration.files.iter().map(|f| file_name(f)).collect();
+            names.extend(self.generated.then(|| GENERATED.to_owned()));
             let bytes = imatrix.to_gguf(&names, training.len(), WINDOW)?;
             let file = AtomicFile::create(path, self.options.force)?;
             let mut writer = file.writer()?;
@@ -241,6 +262,60 @@ impl<'a> Calibrated<'a> {
         let tokens = (training.len() * WINDOW) as u64;
         Ok(Prepared { made, norms, tokens, evaluations })
     }
+}
+
+/// Windows whose activations, kept while a block is factorized, fit into [`MOMENT_MEMORY`]: the inputs of all sites in two
+/// bytes, and residual stream, middle and one input in four.
+fn most_for_moments(c: &Config) -> usize {
+    let (d, heads) = (c.d_model, c.heads * c.d_value);
+    let token = 2 * (2 * d + heads + c.d_ff) + 4 * (2 * d + c.d_ff.max(heads));
+    (MOMENT_MEMORY / (token * WINDOW)).max(16)
+}
+
+/// Has the source go on from pieces of the calibration text until every file has an equal share of `wanted` windows:
+/// more text than the user gave, of the same kinds. Returns whether there was anything to do.
+fn add_generated(
+    source: &dyn TensorSource,
+    files: &mut [Vec<Vec<u32>>],
+    tokenizer: &Tokenizer,
+    wanted: usize,
+    seed: u64,
+    journal: &Journal,
+    progress: &mut dyn FnMut(Event),
+) -> Result<bool> {
+    let share = wanted.div_ceil(files.len().max(1));
+    let prompts: Vec<(usize, Vec<u32>)> = files
+        .iter()
+        .enumerate()
+        .flat_map(|(f, windows)| {
+            let count = PIECES * share.saturating_sub(windows.len());
+            let prompts = text::prompts(windows, count, PROMPT, tokenizer.add_bos());
+            prompts.into_iter().map(move |p| (f, p))
+        })
+        .collect();
+    if prompts.is_empty() {
+        return Ok(false);
+    }
+    let made: Vec<Vec<u32>> = match journal.get(GENERATED)? {
+        Some(made) => made,
+        None => {
+            let loader = decoder::Loader::new(source)?;
+            let mut model = loader.frame()?;
+            for b in 0..loader.blocks() {
+                model.blocks.push(loader.block(b)?.coarse());
+            }
+            let all: Vec<&[u32]> = prompts.iter().map(|(_, p)| p.as_slice()).collect();
+            let made = decoder::sample(&model, &all, WINDOW / PIECES, seed, |done| {
+                progress(Event::Stage { name: "generate", done, total: all.len(), value: None });
+            });
+            journal.put(GENERATED, "generated text", &made)?;
+            made
+        }
+    };
+    for (prompts, pieces) in prompts.chunks(PIECES).zip(made.chunks(PIECES)) {
+        files[prompts[0].0].push(pieces.concat());
+    }
+    Ok(true)
 }
 
 /// Distils the source's predictions into `model`, from the journal's checkpoint if there is one.

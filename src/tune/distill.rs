@@ -4,7 +4,7 @@ use super::adam::Relative;
 use super::parameters::{Kind, visit};
 use super::teacher::Teacher;
 use crate::calibrate::text::Mixture;
-use crate::decoder::{CoarseHead, Model, Precision, exp_below_max};
+use crate::decoder::{CoarseHead, Model, ModelGrad, Precision, Trained, exp_below_max};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 /// When to end.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Length {
-    /// After this many steps, one window each.
+    /// After this many steps.
     Steps(usize),
     /// After this time; the result depends on the speed of the machine.
     Time(Duration),
@@ -27,13 +27,15 @@ pub struct Settings {
     pub rate: f32,
     /// Steps over which the rate rises.
     pub warm_up: usize,
+    /// Windows a step; they run beside each other.
+    pub batch: usize,
     /// Every how many positions a loss is taken; the offset alternates between passes over the text.
     pub stride: usize,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { length: Length::Steps(200), rate: 0.012, warm_up: 8, stride: 2 }
+        Self { length: Length::Steps(200), rate: 0.012, warm_up: 8, batch: 2, stride: 2 }
     }
 }
 
@@ -79,7 +81,7 @@ impl<'a> Distillation<'a> {
     pub fn new(model: &'a mut Model, teacher: &'a Teacher, text: &'a Mixture, settings: Settings) -> Self {
         let mut states = Vec::new();
         model.set_precision(Precision::Coarse);
-        let zero = model.zero_grad(false);
+        let zero = model.zero_grad(Trained::Scales);
         visit(model, &zero, |_, p, _| states.push(Relative::new(p)));
         let state = Checkpoint { settings, step: 0, spent: Duration::ZERO, states };
         Self { head: model.coarse_head(), model, teacher, text, state }
@@ -93,7 +95,7 @@ impl<'a> Distillation<'a> {
             && checkpoint.states.iter().zip(&self.state.states).all(same);
         if fits {
             self.state = checkpoint;
-            let zero = self.model.zero_grad(false);
+            let zero = self.model.zero_grad(Trained::Scales);
             let mut states = self.state.states.iter();
             visit(self.model, &zero, |_, p, _| states.next().expect("one state a vector").write(p));
         }
@@ -126,28 +128,10 @@ impl<'a> Distillation<'a> {
         }
         let started = Instant::now();
         let (k, settings) = (self.state.step, self.state.settings.clone());
-        let d = self.model.config.d_model;
-        let (w, pass) = self.text.at(k);
-        let tokens = &self.text.windows[w];
-        let length = tokens.len();
-        // Every pass scores the positions that the one before left out.
-        let first = (pass + w) % settings.stride;
-        let positions: Vec<usize> = (first..length).step_by(settings.stride).collect();
-        let tape = self.model.forward(tokens, length);
-        let rows: Vec<f32> = positions.iter().flat_map(|&p| &tape.x[p * d..(p + 1) * d]).copied().collect();
-        let logits = self.model.coarse_logits(&self.head, &self.model.normed(&rows));
-        let wanted = self.teacher.rows(w, positions.iter().copied(), d);
-        let wanted = self.model.coarse_logits(&self.head, &wanted);
-        let (kld, mut d_logits) = kl(&logits, wanted, self.model.vocabulary());
-        let mut grad = self.model.zero_grad(false);
-        let norm = &mut grad.norm;
-        let d_rows = self.model.coarse_head_backward(&self.head, &rows, &logits, &mut d_logits, norm);
-        let mut dx = vec![0f32; tape.x.len()];
-        for (row, &p) in d_rows.chunks_exact(d).zip(&positions) {
-            dx[p * d..(p + 1) * d].copy_from_slice(row);
-        }
-        self.model.backward(&tape, dx, length, &mut grad);
-
+        let windows: Vec<(usize, usize)> =
+            (0..settings.batch).map(|j| self.text.at(k * settings.batch + j)).collect();
+        let (kld, grad) = self.gradient(&windows);
+        let count = windows.len() as f64;
         let rise = ((k + 1) as f32 / settings.warm_up.max(1) as f32).min(1.0);
         let rate = settings.rate * rise * (1.0 - 0.95 * progressed as f32);
         let mut square = 0.0;
@@ -156,7 +140,8 @@ impl<'a> Distillation<'a> {
             square += states.next().expect("one state a vector").gradient_square(g);
         });
         // A gradient longer than 1 (bad windows, first steps) must not fill the squares' memory.
-        let factor = if square.is_finite() { (1.0 / square.sqrt()).min(1.0) as f32 } else { 0.0 };
+        let length = square.sqrt() / count;
+        let factor = if length.is_finite() { ((1.0 / length).min(1.0) / count) as f32 } else { 0.0 };
         let mut states = self.state.states.iter_mut();
         visit(self.model, &grad, |kind, p, g| {
             let rate = if kind == Kind::Norm { 0.5 * rate } else { rate };
@@ -172,6 +157,46 @@ impl<'a> Distillation<'a> {
             Length::Time(_) => (self.state.step as f64 / self.progressed()).ceil() as usize,
         };
         Some(Step { step: self.state.step, steps: steps.max(self.state.step), kld })
+    }
+
+    /// Mean divergence of `windows` and the sum of their gradients. Sums go in the order of the windows, so that threads
+    /// do not matter.
+    fn gradient(&self, windows: &[(usize, usize)]) -> (f64, ModelGrad) {
+        let run = |&w: &(usize, usize)| {
+            let mut grad = self.model.zero_grad(Trained::Scales);
+            (self.window(w, &mut grad), grad)
+        };
+        let parts: Vec<(f64, ModelGrad)> = windows.par_iter().map(run).collect();
+        let mut parts = parts.into_iter();
+        let (mut sum, mut grad) = parts.next().expect("a step has a window");
+        for (kld, other) in parts {
+            sum += kld;
+            grad.add(&other);
+        }
+        (sum / windows.len() as f64, grad)
+    }
+
+    /// Divergence of one window, whose gradient is added to `grad`.
+    fn window(&self, (w, pass): (usize, usize), grad: &mut ModelGrad) -> f64 {
+        let (d, stride) = (self.model.config.d_model, self.state.settings.stride);
+        let tokens = &self.text.windows[w];
+        let length = tokens.len();
+        // Every pass scores the positions that the one before left out.
+        let positions: Vec<usize> = ((pass + w) % stride..length).step_by(stride).collect();
+        let tape = self.model.forward(tokens, length);
+        let rows: Vec<f32> = positions.iter().flat_map(|&p| &tape.x[p * d..(p + 1) * d]).copied().collect();
+        let logits = self.model.coarse_logits(&self.head, &self.model.normed(&rows));
+        let wanted = self.teacher.rows(w, positions.iter().copied(), d);
+        let wanted = self.model.coarse_logits(&self.head, &wanted);
+        let (kld, mut d_logits) = kl(&logits, wanted, self.model.vocabulary());
+        let norm = &mut grad.norm;
+        let d_rows = self.model.coarse_head_backward(&self.head, &rows, &logits, &mut d_logits, norm);
+        let mut dx = vec![0f32; tape.x.len()];
+        for (row, &p) in d_rows.chunks_exact(d).zip(&positions) {
+            dx[p * d..(p + 1) * d].copy_from_slice(row);
+        }
+        self.model.backward(&tape, dx, length, grad);
+        kld
     }
 }
 

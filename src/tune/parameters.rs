@@ -16,11 +16,13 @@ pub fn visit(model: &mut Model, grad: &ModelGrad, mut f: impl FnMut(Kind, &mut [
     for (block, grad) in model.blocks.iter_mut().zip(&grad.blocks) {
         for (linears, grads) in block.linears.iter_mut().zip(&grad.linears) {
             for (linear, grad) in linears.iter_mut().zip(grads) {
-                if let (Weight::Binary(paths), Some(LinearGrad::Scales(grads))) = (&mut linear.weight, grad) {
+                if let (Weight::Binary(paths), Some(LinearGrad::Factors(grads))) = (&mut linear.weight, grad)
+                {
                     for (p, g) in paths.iter_mut().zip(grads) {
-                        f(Kind::Scale, &mut p.h, &g[0]);
-                        f(Kind::Scale, &mut p.l, &g[1]);
-                        f(Kind::Scale, &mut p.g, &g[2]);
+                        let [h, l, g] = &g.scales;
+                        f(Kind::Scale, &mut p.h, h);
+                        f(Kind::Scale, &mut p.l, l);
+                        f(Kind::Scale, &mut p.g, g);
                     }
                 }
             }

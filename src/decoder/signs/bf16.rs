@@ -183,6 +183,54 @@ pub fn dense_product(b: &[u32], n: usize, k: usize, x: &[f32], out: &mut [f32]) 
     });
 }
 
+/// Adds `diag(sa) A^T B diag(sb)` to `out`, as [`super::super::coarse::add_outer`] has it; with `lower` only what is not
+/// above the diagonal is sure to be added. Call only if [`available`].
+pub fn add_outer(out: &mut [f32], [a, b]: [&[f32]; 2], [sa, sb]: [&[f32]; 2], lower: bool) {
+    assert!(available());
+    let (m, n) = (sa.len(), sb.len());
+    let tokens = a.len() / m;
+    let pairs = tokens.div_ceil(2);
+    // Pairs of tokens of `width` columns from `first` on: the earlier one in the lower half.
+    let pack = |x: &[f32], scale: &[f32], first: usize, width: usize, to: &mut [u32], stride: usize| {
+        let n = scale.len();
+        let scale = &scale[first..first + width];
+        for (pair, to) in to.chunks_exact_mut(stride).enumerate() {
+            let low = &x[2 * pair * n + first..][..width];
+            let to = to.iter_mut().zip(scale).zip(low);
+            if 2 * pair + 1 < tokens {
+                let high = &x[(2 * pair + 1) * n + first..][..width];
+                to.zip(high).for_each(|(((to, s), a), b)| *to = round(a * s) >> 16 | round(b * s));
+            } else {
+                to.for_each(|((to, s), a)| *to = round(a * s) >> 16);
+            }
+        }
+    };
+    let mut right = vec![0u32; n.div_ceil(PANEL) * pairs * PANEL];
+    right.par_chunks_mut(pairs * PANEL).enumerate().for_each(|(panel, to)| {
+        pack(b, sb, panel * PANEL, PANEL.min(n - panel * PANEL), to, PANEL);
+    });
+    out.par_chunks_mut(DENSE_TASK * n).enumerate().for_each(|(task, out)| {
+        let (first, rows) = (task * DENSE_TASK, out.len() / n);
+        let mut left = vec![0u32; rows * pairs];
+        let blocks = || (0..rows).step_by(ROWS).map(|row| (row, ROWS.min(rows - row)));
+        for (row, count) in blocks() {
+            pack(a, sa, first + row, count, &mut left[row * pairs..(row + count) * pairs], count);
+        }
+        let panels = if lower { (first + rows).div_ceil(PANEL) } else { usize::MAX };
+        for (panel, right) in right.chunks_exact(pairs * PANEL).enumerate().take(panels) {
+            let width = PANEL.min(n - panel * PANEL);
+            for (row, count) in blocks() {
+                // SAFETY: the features are there.
+                let tile = unsafe { dense_tile_of(count)(&left[row * pairs..(row + count) * pairs], right) };
+                for (i, tile) in tile.iter().take(count).enumerate() {
+                    let out = &mut out[(row + i) * n + panel * PANEL..][..width];
+                    out.iter_mut().zip(tile).for_each(|(out, t)| *out += t);
+                }
+            }
+        }
+    });
+}
+
 fn dense_tile_of(rows: usize) -> unsafe fn(&[u32], &[u32]) -> Tile {
     match rows {
         1 => dense_tile::<1>,

@@ -1,0 +1,13 @@
+//! How the process holds memory.
+
+/// Keeps freed buffers for the next ones instead of returning every large one to the system: a training step frees
+/// and takes hundreds of buffers of some MiB, and fresh pages cost a quarter of its time. The peak stays the same.
+pub fn keep_freed_buffers() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    for (parameter, bytes) in
+        [(libc::M_MMAP_THRESHOLD, 1 << 30), (libc::M_TRIM_THRESHOLD, i32::MAX), (libc::M_TOP_PAD, 64 << 20)]
+    {
+        // SAFETY: sets a parameter of the allocator; it may refuse, and then only speed is lost.
+        unsafe { libc::mallopt(parameter, bytes) };
+    }
+}
