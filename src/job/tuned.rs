@@ -150,9 +150,8 @@ impl<'a> Calibrated<'a> {
         let started = Instant::now();
         let tokenizer = Tokenizer::from_kv(source.path(), source.kv())?;
         let mut files = text::windows_of(&calibration.files, &tokenizer, WINDOW)?;
-        let wanted = calibration.windows.unwrap_or(calibration.effort.amounts().windows);
-        let generated =
-            add_generated(source, &mut files, &tokenizer, wanted, options.seed, journal, progress)?;
+        let (wanted, seed) = (calibration.windows, options.seed);
+        let generated = add_generated(source, &mut files, &tokenizer, wanted, seed, journal, progress)?;
         let text = Mixture::new(files);
         let mut texts = text::windows_of(&calibration.evaluation, &tokenizer, WINDOW)?;
         texts.iter_mut().for_each(|t| t.truncate(EVALUATION_WINDOWS));
