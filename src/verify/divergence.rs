@@ -6,6 +6,8 @@
 use crate::decoder::{Model, exp_below_max};
 use rayon::prelude::*;
 
+/// Windows that are scored beside each other.
+const AT_ONCE: usize = 4;
 /// Positions whose logits are computed at once.
 const POSITIONS: usize = 256;
 
@@ -45,28 +47,31 @@ pub fn compare(
     windows: &[&[u32]],
     mut progress: impl FnMut(usize),
 ) -> Comparison {
-    let (d, v) = (model.config.d_model, model.vocabulary());
     let mut scored: Vec<[f64; 4]> = Vec::new();
-    for (i, window) in windows.iter().enumerate() {
-        let length = window.len();
-        let normed = model.normed(&model.stream(window, length));
-        let positions: Vec<usize> = (length / 2..length - 1).collect();
-        for part in positions.chunks(POSITIONS) {
-            let rows = part[0] * d..(part[part.len() - 1] + 1) * d;
-            let p = model.logits(&source_rows[i][rows.clone()]);
-            let q = model.logits(&normed[rows]);
-            let next = &window[part[0] + 1..];
-            let part: Vec<[f64; 4]> = p
-                .par_chunks(v)
-                .zip(q.par_chunks(v))
-                .enumerate()
-                .map(|(j, (p, q))| score(p, q, next[j] as usize))
-                .collect();
-            scored.extend(part);
-        }
-        progress(i + 1);
+    let all: Vec<(&Vec<f32>, &[u32])> = source_rows.iter().zip(windows.iter().copied()).collect();
+    for (i, some) in all.chunks(AT_ONCE).enumerate() {
+        let parts: Vec<Vec<[f64; 4]>> =
+            some.par_iter().map(|(rows, window)| scores(rows, model, window)).collect();
+        scored.extend(parts.into_iter().flatten());
+        progress(i * AT_ONCE + some.len());
     }
     summary(&scored)
+}
+
+/// [`score`] of every position in the second half of one window.
+fn scores(source_rows: &[f32], model: &Model, window: &[u32]) -> Vec<[f64; 4]> {
+    let (d, v, length) = (model.config.d_model, model.vocabulary(), window.len());
+    let normed = model.normed(&model.stream(window, length));
+    let positions: Vec<usize> = (length / 2..length - 1).collect();
+    let of_part = |part: &[usize]| -> Vec<[f64; 4]> {
+        let rows = part[0] * d..(part[part.len() - 1] + 1) * d;
+        let p = model.logits(&source_rows[rows.clone()]);
+        let q = model.logits(&normed[rows]);
+        let next = &window[part[0] + 1..];
+        let pairs = p.par_chunks(v).zip(q.par_chunks(v)).enumerate();
+        pairs.map(|(j, (p, q))| score(p, q, next[j] as usize)).collect()
+    };
+    positions.chunks(POSITIONS).flat_map(of_part).collect()
 }
 
 /// Negative log likelihoods of `next` under both, divergence, whether the tops agree.
