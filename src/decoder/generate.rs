@@ -75,7 +75,7 @@ fn of_group(
 }
 
 /// The token at which the distribution of `logits` passes `draw`; the logits are overwritten.
-pub fn pick(logits: &mut [f32], draw: f32) -> u32 {
+fn pick(logits: &mut [f32], draw: f32) -> u32 {
     let sum = exp_below_max(logits).1;
     let mut left = draw * sum;
     let passed = logits.iter().position(|p| {
