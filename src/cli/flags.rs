@@ -108,6 +108,10 @@ pub struct ConvertArgs {
     /// pieces of them
     #[arg(long, value_name = "N", default_value_t = 0, requires = "calibration", value_parser = clap::value_parser!(u32).range(0..=65536), help_heading = "Method")]
     calibration_windows: u32,
+    /// Passes over the text that tune each block (signs, scales, norms) once it is factorized, instead of the effort's;
+    /// 0 turns it off
+    #[arg(long, value_name = "N", requires = "calibration", help_heading = "Method")]
+    block_passes: Option<usize>,
     /// Distillation steps instead of the effort's; 0 turns it off
     #[arg(long, value_name = "N", requires = "calibration", help_heading = "Method")]
     tune_steps: Option<usize>,
@@ -265,6 +269,7 @@ impl ConvertArgs {
                 files: self.calibration.clone(),
                 effort: self.effort,
                 windows: self.calibration_windows as usize,
+                passes: self.block_passes,
                 steps: self.tune_steps,
                 time_budget: self.time_budget,
                 save_imatrix: self.save_imatrix.clone(),

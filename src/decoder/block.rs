@@ -6,6 +6,7 @@ use super::exponential::sigmoid;
 use super::linear::{Linear, LinearGrad, LinearTape, Trained};
 use super::norm;
 use super::rope::Rotation;
+use super::signs::Precision;
 use rayon::prelude::*;
 
 /// Where in a block a group of linear layers reads its input.
@@ -48,6 +49,32 @@ pub struct BlockGrad {
     pub linears: [Vec<Option<LinearGrad>>; 4],
     /// One for each norm the block has.
     pub norms: Vec<Vec<f32>>,
+}
+
+impl BlockGrad {
+    /// Adds the gradients of the same parameters.
+    pub fn add(&mut self, other: &BlockGrad) {
+        let norms = self.norms.iter_mut().zip(&other.norms);
+        let mut all: Vec<(&mut [f32], &[f32])> = norms.map(|(a, b)| (&mut a[..], &b[..])).collect();
+        for (to, from) in self.linears.iter_mut().flatten().zip(other.linears.iter().flatten()) {
+            match (to, from) {
+                (Some(LinearGrad::Dense(to)), Some(LinearGrad::Dense(from))) => all.push((to, from)),
+                (Some(LinearGrad::Factors(to)), Some(LinearGrad::Factors(from))) => {
+                    for (to, from) in to.iter_mut().zip(from) {
+                        let scales = to.scales.iter_mut().zip(&from.scales);
+                        all.extend(scales.map(|(a, b)| (&mut a[..], &b[..])));
+                        let signs = to.signs.iter_mut().flatten().zip(from.signs.iter().flatten());
+                        all.extend(signs.map(|(a, b)| (&mut a[..], &b[..])));
+                    }
+                }
+                (None, None) => {}
+                _ => unreachable!("gradients of different parameters"),
+            }
+        }
+        for (to, from) in all {
+            to.iter_mut().zip(from).for_each(|(a, b)| *a += b);
+        }
+    }
 }
 
 /// What the backward pass needs of the forward pass.
@@ -174,6 +201,11 @@ impl Block {
             head_norms: self.head_norms.clone(),
             window: self.window,
         }
+    }
+
+    /// Sets the precision of all factorized layers.
+    pub fn set_precision(&mut self, precision: Precision) {
+        self.linears.iter_mut().flatten().for_each(|l| l.set_precision(precision));
     }
 
     /// All norm weights, in a fixed order.

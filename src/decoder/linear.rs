@@ -48,6 +48,18 @@ impl Binary {
         [self.u.to_row_major(), self.vt.to_row_major()]
     }
 
+    /// Turns the sign of U at (`i`, `k`).
+    pub fn turn_u(&mut self, i: usize, k: usize) {
+        self.u.turn(i, k);
+        self.ut.turn(k, i);
+    }
+
+    /// Turns the sign of V^T at (`k`, `j`).
+    pub fn turn_vt(&mut self, k: usize, j: usize) {
+        self.vt.turn(k, j);
+        self.v.turn(j, k);
+    }
+
     /// Takes the scales of `p`, a path of the same signs or one whose product is zero.
     pub fn set_scales(&mut self, p: &FactorPath) {
         [self.h, self.l, self.g] = scales_of(p);

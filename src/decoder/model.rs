@@ -3,7 +3,7 @@
 use super::block::{Block, BlockGrad, BlockTape};
 use super::coarse::Coarse;
 use super::config::Config;
-use super::linear::{LinearGrad, Trained};
+use super::linear::Trained;
 use super::norm;
 use super::product::{times, times_transposed};
 use super::rope::Rotation;
@@ -42,29 +42,8 @@ pub struct ModelGrad {
 impl ModelGrad {
     /// Adds the gradients of the same parameters.
     pub fn add(&mut self, other: &ModelGrad) {
-        let mut all: Vec<(&mut [f32], &[f32])> = vec![(&mut self.norm, &other.norm)];
-        for (to, from) in self.blocks.iter_mut().zip(&other.blocks) {
-            all.extend(to.norms.iter_mut().zip(&from.norms).map(|(a, b)| (&mut a[..], &b[..])));
-            for (to, from) in to.linears.iter_mut().flatten().zip(from.linears.iter().flatten()) {
-                match (to, from) {
-                    (Some(LinearGrad::Dense(to)), Some(LinearGrad::Dense(from))) => all.push((to, from)),
-                    (Some(LinearGrad::Factors(to)), Some(LinearGrad::Factors(from))) => {
-                        for (to, from) in to.iter_mut().zip(from) {
-                            all.extend(
-                                to.scales.iter_mut().zip(&from.scales).map(|(a, b)| (&mut a[..], &b[..])),
-                            );
-                            let signs = to.signs.iter_mut().flatten().zip(from.signs.iter().flatten());
-                            all.extend(signs.map(|(a, b)| (&mut a[..], &b[..])));
-                        }
-                    }
-                    (None, None) => {}
-                    _ => unreachable!("gradients of different parameters"),
-                }
-            }
-        }
-        for (to, from) in all {
-            to.iter_mut().zip(from).for_each(|(a, b)| *a += b);
-        }
+        self.norm.iter_mut().zip(&other.norm).for_each(|(a, b)| *a += b);
+        self.blocks.iter_mut().zip(&other.blocks).for_each(|(to, from)| to.add(from));
     }
 }
 
@@ -102,8 +81,7 @@ impl Model {
 
     /// Sets the precision of all factorized layers.
     pub fn set_precision(&mut self, precision: Precision) {
-        let all = self.blocks.iter_mut().flat_map(|b| &mut b.linears).flatten();
-        all.for_each(|l| l.set_precision(precision));
+        self.blocks.iter_mut().for_each(|b| b.set_precision(precision));
     }
 
     /// Embedded tokens, `tokens x d_model`.

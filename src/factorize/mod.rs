@@ -22,6 +22,7 @@ mod svd;
 mod svid;
 mod weighting;
 
+use crate::bits::SignMatrix;
 use crate::error::{Error, Result};
 use crate::format::factors::FactorPath;
 use crate::plan::{check_paths, check_rank};
@@ -174,6 +175,17 @@ pub fn with_scales(name: &str, path: &FactorPath, h: &[f32], l: &[f32], g: &[f32
     let real =
         export::RealPath { u: path.u.clone(), vt: path.vt.clone(), h: wide(h), l: wide(l), g: wide(g) };
     export::to_f16(name, real)
+}
+
+/// A path of signs U (`d_out x r`) and V^T (`r x d_in`) and scales h, l, g, rounded to f16.
+///
+/// # Errors
+/// As [`with_scales`].
+pub fn with_signs(name: &str, [u, vt]: &[Vec<f32>; 2], [h, l, g]: [&[f32]; 3]) -> Result<FactorPath> {
+    let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect();
+    let u = SignMatrix::from_row_major(h.len(), l.len(), u);
+    let vt = SignMatrix::from_row_major(l.len(), g.len(), vt);
+    export::to_f16(name, export::RealPath { u, vt, h: wide(h), l: wide(l), g: wide(g) })
 }
 
 /// `||W - W'|| / ||W||` of stored factors, plain and with column j weighted by `sqrt(importance_j)`.

@@ -4,6 +4,7 @@
 //! streams the result through an [`output::AtomicFile`]. [`ordered`] keeps the order (and so the bytes)
 //! independent of the number of threads.
 
+mod block_tuning;
 pub mod convert;
 mod fingerprint;
 mod header;

@@ -3,18 +3,21 @@
 //! The source is read block by block; of it only the activations go on: a second stream of them passes the
 //! compressed blocks, and at the end the source's predictions for every window are left.
 
+use super::block_tuning::set_norms;
 use super::tuned::WINDOW;
 use crate::calibrate::imatrix::Collector;
 use crate::calibrate::moments::Moments;
 use crate::calibrate::sensitivity::Sensitivity;
-use crate::decoder::{Binary, Block, BlockTape, Linear, Loader, Model, Precision, Rotation, Site, Weight};
+use crate::decoder::{
+    Binary, Block, BlockTape, Config, Linear, Loader, Model, Precision, Rotation, Site, Weight,
+};
 use crate::error::Result;
 use crate::factorize::{self, Job, Method, polish};
 use crate::format::Factors;
 use crate::job::convert::Options;
 use crate::job::journal::Journal;
 use crate::job::report::Event;
-use crate::tune::Teacher;
+use crate::tune::{BlockSettings, Teacher};
 use half::bf16;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -53,6 +56,8 @@ pub(super) struct Stage<'a> {
     /// Place in the plan and rank by weight name; layers without an entry stay.
     pub ranks: HashMap<&'a str, (usize, usize)>,
     pub measured: &'a HashMap<String, Sensitivity>,
+    /// Tuning of every block once it is factorized.
+    pub tuning: BlockSettings,
     pub options: &'a Options,
     pub journal: &'a Journal,
 }
@@ -83,7 +88,9 @@ impl Stage<'_> {
                 made.insert(name.to_owned(), m);
             }
         }
-        let whole = made.len() == self.ranks.len();
+        let mut tuned = self.tuned(&mut made)?;
+        let done = |b: usize| tuned[b].is_some() || !self.tunes(b);
+        let whole = made.len() == self.ranks.len() && (0..tuned.len()).all(done);
         if !made.is_empty() {
             let text =
                 format!("{} of {} matrices are there from an earlier run", made.len(), self.ranks.len());
@@ -92,9 +99,10 @@ impl Stage<'_> {
         let digest = self.digest();
         let record: Option<Record> = if whole { self.journal.get(ROWS)? } else { None };
         if let Some((_, teacher, rows, imatrix)) = record.filter(|r| r.0 == digest) {
-            for b in 0..model.config.blocks {
+            for (b, norms) in tuned.into_iter().enumerate() {
                 let mut block = self.loader.block(b)?;
                 block.linears.iter_mut().flatten().for_each(|l| replace(l, &made));
+                norms.into_iter().for_each(|norms| set_norms(&mut block, norms));
                 model.blocks.push(block);
             }
             return Ok(Sequential { model, made, teacher, rows, imatrix });
@@ -131,7 +139,27 @@ impl Stage<'_> {
                     inputs.extend(kept);
                 }
             }
-            let block = self.block(&model, block, rotation, inputs, &mut xq, &mut made)?;
+            let block = match tuned[b].take() {
+                Some(norms) => {
+                    let mut block = block;
+                    block.linears.iter_mut().flatten().for_each(|l| replace(l, &made));
+                    set_norms(&mut block, norms);
+                    pass(&model.config, &mut block, rotation, &mut xq);
+                    block
+                }
+                None => {
+                    let before = self.tunes(b).then(|| xq.clone());
+                    let (mut block, margins) =
+                        self.block(&model, block, rotation, inputs, &mut xq, &mut made)?;
+                    if let Some(before) = before {
+                        let streams = [&before, &xf[..self.statistics]];
+                        self.tune(b, &model.config, &mut block, rotation, streams, &margins, &mut made)?;
+                        xq = before;
+                        pass(&model.config, &mut block, rotation, &mut xq);
+                    }
+                    block
+                }
+            };
             model.blocks.push(block);
             progress(Event::Stage {
                 name: "factorize",
@@ -160,7 +188,7 @@ impl Stage<'_> {
     }
 
     /// Factorizes one block. `inputs` are those of its layers in the source, by window and site; `xq` is the
-    /// compressed stream.
+    /// compressed stream. Returns the [margins](polish::margins) of all paths besides, if the block is to be tuned.
     fn block(
         &self,
         model: &Model,
@@ -169,20 +197,25 @@ impl Stage<'_> {
         inputs: Vec<[Vec<bf16>; 4]>,
         xq: &mut [Vec<f32>],
         made: &mut HashMap<String, Made>,
-    ) -> Result<Block> {
+    ) -> Result<(Block, Vec<[Vec<f32>; 2]>)> {
         let c = &model.config;
+        let mut margins = Vec::new();
         // The compressed stream goes from site to site, past layers that are factorized by then.
         let mut states: Vec<BlockTape> = xq.iter_mut().map(|x| block.begin(c, std::mem::take(x))).collect();
         for site in Site::ALL {
             let linears = &mut block.linears[site as usize];
-            let open = |l: &Linear| self.ranks.contains_key(l.name.as_str()) && !made.contains_key(&l.name);
+            // Margins need the moments even of what is made already.
+            let open = |l: &Linear| {
+                self.ranks.contains_key(l.name.as_str())
+                    && (self.tuning.passes > 0 || !made.contains_key(&l.name))
+            };
             if linears.iter().any(open) {
                 let mut moments = Moments::new(linears[0].d_in);
                 let windows = inputs.iter().zip(&states).zip(&self.shares);
                 let windows: Vec<_> =
                     windows.map(|((s, q), share)| (&s[site as usize], q.input(site), *share)).collect();
                 moments.add(&windows);
-                self.site(linears, &moments, made)?;
+                margins.extend(self.site(linears, &moments, made)?);
             }
             linears.iter_mut().for_each(|l| replace(l, made));
             linears.iter_mut().for_each(|l| l.set_precision(Precision::Coarse));
@@ -195,66 +228,92 @@ impl Stage<'_> {
                 state.shed(site);
             });
         }
-        block.linears.iter_mut().flatten().for_each(|l| l.set_precision(Precision::Fine));
-        Ok(block)
+        block.set_precision(Precision::Fine);
+        Ok((block, margins))
     }
 
-    /// Factorizes the layers that read the inputs of `moments`, unless they are made already.
-    fn site(&self, linears: &[Linear], moments: &Moments, made: &mut HashMap<String, Made>) -> Result<()> {
+    /// Factorizes the layers that read the inputs of `moments`, unless they are made already. Returns margins if they are
+    /// to be tuned.
+    fn site(
+        &self,
+        linears: &[Linear],
+        moments: &Moments,
+        made: &mut HashMap<String, Made>,
+    ) -> Result<Vec<[Vec<f32>; 2]>> {
+        let mut margins = Vec::new();
         let importance = moments.importance();
         let metric = polish::metric(&moments.compressed(), importance.len());
         let correction = moments.correction(&linears[0].name, ALPHA, DAMP)?;
-        let options = self.options;
         for l in linears {
             let (Some(&(index, rank)), Weight::Dense(w)) = (self.ranks.get(l.name.as_str()), &l.weight)
             else {
                 continue;
             };
-            if made.contains_key(&l.name) {
-                continue;
-            }
             let started = Instant::now();
-            let mut target = match &correction {
+            let target = match &correction {
                 Some(c) => c.target(&l.name, w)?,
                 None => w.clone(),
             };
-            // Rows whose errors cost more count more: they are scaled up for the factorization.
+            // Rows whose errors cost more count more.
             let rows = self.measured.get(&l.name).map(|s| row_weights(&s.output));
-            let scale = |target: &mut [f32], by: &dyn Fn(f32) -> f32| {
-                for (row, s) in target.chunks_exact_mut(l.d_in).zip(rows.iter().flatten()) {
-                    row.iter_mut().for_each(|x| *x *= by(*s));
-                }
-            };
-            scale(&mut target, &|s| s);
-            let mut outcome = factorize::factorize(&Job {
-                name: &l.name,
-                w: &target,
-                d_out: l.d_out,
-                d_in: l.d_in,
-                rank,
-                paths: options.paths,
-                method: options.method,
-                rotate: options.rotate,
-                importance: Some(&importance),
-                seed: options.seed,
-                iterations: options.iterations,
-            })?;
-            if options.method == Method::Admm && options.paths == 1 {
-                outcome.paths[0] =
-                    polish::polish(&l.name, &target, &outcome.paths[0], &metric, POLISH_ROUNDS)?;
+            if !made.contains_key(&l.name) {
+                let factors = self.factors(l, rank, &target, rows.as_deref(), &importance, &metric)?;
+                let one = Made { factors, seconds: started.elapsed().as_secs_f64() };
+                self.journal.put(
+                    &format!("matrix-{index}"),
+                    &format!("the factors of '{}'", l.name),
+                    &one,
+                )?;
+                made.insert(l.name.clone(), one);
             }
-            for p in outcome.paths.iter_mut().filter(|_| rows.is_some()) {
+            if self.tuning.passes > 0 {
+                let slices = &made[&l.name].factors.slices;
+                margins.extend(polish::margins(&target, slices, &metric, rows.as_deref()));
+            }
+        }
+        Ok(margins)
+    }
+
+    /// Factors of `target`, polished under `metric` where the method allows it.
+    fn factors(
+        &self,
+        l: &Linear,
+        rank: usize,
+        target: &[f32],
+        rows: Option<&[f32]>,
+        importance: &[f32],
+        metric: &[f32],
+    ) -> Result<Factors> {
+        let options = self.options;
+        // Rows that count more are scaled up for the factorization.
+        let mut target = target.to_vec();
+        for (row, s) in target.chunks_exact_mut(l.d_in).zip(rows.iter().copied().flatten()) {
+            row.iter_mut().for_each(|x| *x *= s);
+        }
+        let mut outcome = factorize::factorize(&Job {
+            name: &l.name,
+            w: &target,
+            d_out: l.d_out,
+            d_in: l.d_in,
+            rank,
+            paths: options.paths,
+            method: options.method,
+            rotate: options.rotate,
+            importance: Some(importance),
+            seed: options.seed,
+            iterations: options.iterations,
+        })?;
+        if options.method == Method::Admm && options.paths == 1 {
+            outcome.paths[0] = polish::polish(&l.name, &target, &outcome.paths[0], metric, POLISH_ROUNDS)?;
+        }
+        if let Some(rows) = rows {
+            for p in &mut outcome.paths {
                 let wide = |x: &[half::f16]| x.iter().map(|x| x.to_f32()).collect::<Vec<f32>>();
-                let h: Vec<f32> = wide(&p.h).iter().zip(rows.iter().flatten()).map(|(h, s)| h / s).collect();
+                let h: Vec<f32> = wide(&p.h).iter().zip(rows).map(|(h, s)| h / s).collect();
                 *p = factorize::with_scales(&l.name, p, &h, &wide(&p.l), &wide(&p.g))?;
             }
-            let factors = Factors { paths: options.paths, slices: outcome.paths };
-            let one = Made { factors, seconds: started.elapsed().as_secs_f64() };
-            let what = format!("the factors of '{}'", l.name);
-            self.journal.put(&format!("matrix-{index}"), &what, &one)?;
-            made.insert(l.name.clone(), one);
         }
-        Ok(())
+        Ok(Factors { paths: options.paths, slices: outcome.paths })
     }
 }
 
@@ -262,13 +321,21 @@ impl Stage<'_> {
 const ROW_SHRINKAGE: f32 = 0.3;
 
 /// Square roots of the rows' weights.
-fn row_weights(output: &[f32]) -> Vec<f32> {
+pub(super) fn row_weights(output: &[f32]) -> Vec<f32> {
     let mean = output.iter().sum::<f32>() / output.len() as f32;
     if mean.is_normal() && mean > 0.0 {
         output.iter().map(|o| ((1.0 - ROW_SHRINKAGE) * o / mean + ROW_SHRINKAGE).sqrt()).collect()
     } else {
         vec![1.0; output.len()]
     }
+}
+
+/// Sends the compressed stream through a finished block.
+fn pass(c: &Config, block: &mut Block, rotation: &Rotation, xq: &mut [Vec<f32>]) {
+    block.set_precision(Precision::Coarse);
+    let whole = &*block;
+    xq.par_iter_mut().for_each(|x| *x = whole.forward(c, rotation, std::mem::take(x), WINDOW).0);
+    block.set_precision(Precision::Fine);
 }
 
 /// Puts the factors in the place of the dense weight, if there are any.

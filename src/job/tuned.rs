@@ -15,7 +15,7 @@ use crate::job::sequential::{Made, Sequential, Stage};
 use crate::plan::{MatrixSpec, Plan};
 use crate::source::TensorSource;
 use crate::tokenize::Tokenizer;
-use crate::tune::{Checkpoint, Distillation, Length, Settings, Teacher};
+use crate::tune::{BlockSettings, Checkpoint, Distillation, Length, Settings, Teacher};
 use crate::verify;
 use std::collections::HashMap;
 use std::io::Write;
@@ -65,18 +65,20 @@ struct Amounts {
     moments: usize,
     /// Iterations of ADMM.
     iterations: usize,
+    /// Passes of block tuning over the windows for moments.
+    passes: usize,
     /// Distillation steps.
     steps: usize,
 }
 
 impl Effort {
     fn amounts(self) -> Amounts {
-        let [sensitivity, moments, iterations, steps] = match self {
-            Effort::Fast => [6, 128, 12, 100],
-            Effort::Normal => [12, 256, 20, 800],
-            Effort::Best => [24, 512, 40, 2600],
+        let [sensitivity, moments, iterations, passes, steps] = match self {
+            Effort::Fast => [6, 128, 12, 1, 60],
+            Effort::Normal => [12, 256, 20, 3, 400],
+            Effort::Best => [24, 512, 40, 6, 1600],
         };
-        Amounts { sensitivity, moments, iterations, steps }
+        Amounts { sensitivity, moments, iterations, passes, steps }
     }
 }
 
@@ -101,6 +103,8 @@ pub struct Calibration {
     pub effort: Effort,
     /// Windows of text at least; the source writes what the files lack.
     pub windows: usize,
+    /// Passes of block tuning instead of the effort's.
+    pub passes: Option<usize>,
     /// Distillation steps instead of the effort's.
     pub steps: Option<usize>,
     /// Time for all stages instead of a number of steps: distillation takes what factorization leaves.
@@ -213,7 +217,9 @@ impl<'a> Calibrated<'a> {
         let all: Vec<&[u32]> = training.iter().copied().chain(evaluation).collect();
         let ranks = specs.iter().zip(&plan.entries).enumerate();
         let loader = decoder::Loader::new(self.source)?;
-        let statistics = amounts.moments.min(training.len()).min(most_for_moments(loader.config()));
+        let passes = calibration.passes.unwrap_or(amounts.passes);
+        let most = most_for_moments(loader.config(), passes > 0);
+        let statistics = amounts.moments.min(training.len()).min(most);
         let stage = Stage {
             loader,
             windows: &all,
@@ -222,6 +228,7 @@ impl<'a> Calibrated<'a> {
             training: training.len(),
             ranks: ranks.map(|(i, (s, e))| (s.name.as_str(), (i, e.rank))).collect(),
             measured,
+            tuning: BlockSettings { passes, ..BlockSettings::default() },
             options: &job,
             journal: self.journal,
         };
@@ -264,10 +271,11 @@ impl<'a> Calibrated<'a> {
 }
 
 /// Windows whose activations, kept while a block is factorized, fit into [`MOMENT_MEMORY`]: the inputs of all sites in two
-/// bytes, and residual stream, middle and one input in four.
-fn most_for_moments(c: &Config) -> usize {
+/// bytes, and residual stream, middle and one input in four, the block's input once more if it is `tuned`.
+fn most_for_moments(c: &Config, tuned: bool) -> usize {
     let (d, heads) = (c.d_model, c.heads * c.d_value);
-    let token = 2 * (2 * d + heads + c.d_ff) + 4 * (2 * d + c.d_ff.max(heads));
+    let streams = if tuned { 3 } else { 2 };
+    let token = 2 * (2 * d + heads + c.d_ff) + 4 * (streams * d + c.d_ff.max(heads));
     (MOMENT_MEMORY / (token * WINDOW)).max(16)
 }
 

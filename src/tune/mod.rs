@@ -4,9 +4,12 @@
 //! the cheapest large gain after factorization (`specs/algorithm.md`).
 
 mod adam;
+mod block;
 mod distill;
+mod latent;
 mod parameters;
 mod teacher;
 
+pub use block::{BlockOutcome, BlockSettings, BlockTask};
 pub use distill::{Checkpoint, Distillation, Length, Settings, Step};
 pub use teacher::Teacher;

@@ -69,6 +69,11 @@ impl Signs {
         word >> (2 * (row % PANEL) + column % 2) & 1 == 1
     }
 
+    /// Turns the sign at (`row`, `column`).
+    pub fn turn(&mut self, row: usize, column: usize) {
+        self.words[row / PANEL * self.k.div_ceil(2) + column / 2] ^= 1 << (2 * (row % PANEL) + column % 2);
+    }
+
     /// S in f32, row-major.
     pub fn to_row_major(&self) -> Vec<f32> {
         let mut out = vec![0f32; self.n * self.k];
@@ -125,6 +130,16 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn turning_a_sign_turns_only_that_one() {
+        let plus = |i: usize, j: usize| (i * 7 + j * j) % 3 == 0;
+        let mut s = Signs::from_fn(70, 33, plus);
+        let places = [(0, 0), (31, 32), (32, 1), (69, 31)];
+        places.iter().for_each(|&(i, j)| s.turn(i, j));
+        let want = Signs::from_fn(70, 33, |i, j| plus(i, j) != places.contains(&(i, j)));
+        assert_eq!(s.words, want.words);
     }
 
     #[test]

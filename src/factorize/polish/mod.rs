@@ -45,6 +45,18 @@ struct Path {
     v: Vec<f32>,
 }
 
+impl From<&FactorPath> for Path {
+    fn from(path: &FactorPath) -> Self {
+        let (d_out, d_in, rank) = (path.d_out(), path.d_in(), path.rank());
+        let wide = |x: &[half::f16]| x.iter().map(|x| x.to_f32()).collect::<Vec<f32>>();
+        let vt = path.vt.to_row_major();
+        let mut v = vec![0f32; vt.len()];
+        (0..d_in).for_each(|j| (0..rank).for_each(|k| v[j * rank + k] = vt[k * d_in + j]));
+        let u = path.u.to_row_major();
+        Self { d_out, d_in, rank, h: wide(&path.h), l: wide(&path.l), g: wide(&path.g), u, v }
+    }
+}
+
 impl Path {
     /// `diag(l) V^T diag(g)` transposed: `d_in x r`.
     fn right(&self) -> Vec<f32> {
@@ -67,7 +79,15 @@ struct Problem<'a> {
     weighed: Vec<f32>,
 }
 
-impl Problem<'_> {
+impl<'a> Problem<'a> {
+    fn new(target: &'a [f32], metric: &'a [f32], path: &FactorPath) -> Self {
+        let d_in = path.d_in();
+        assert_eq!((target.len(), metric.len()), (path.d_out() * d_in, d_in * d_in));
+        let mut weighed = vec![0f32; target.len()];
+        times(&mut weighed, target, metric, d_in, d_in, false);
+        Self { metric, target, weighed }
+    }
+
     /// The objective less `tr(T H T^T)`, which no step changes: `tr(W' H W'^T) - 2 tr(W' H T^T)`.
     fn objective(&self, p: &Path) -> f64 {
         let mut w = vec![0f32; self.target.len()];
@@ -92,23 +112,8 @@ pub fn polish(
     rounds: usize,
 ) -> Result<FactorPath> {
     let (d_out, d_in, rank) = (path.d_out(), path.d_in(), path.rank());
-    assert_eq!((target.len(), metric.len()), (d_out * d_in, d_in * d_in));
-    let mut weighed = vec![0f32; target.len()];
-    times(&mut weighed, target, metric, d_in, d_in, false);
-    let problem = Problem { metric, target, weighed };
-    let wide = |x: &[half::f16]| x.iter().map(|x| x.to_f32()).collect::<Vec<f32>>();
-    let vt = path.vt.to_row_major();
-    let v = (0..d_in).flat_map(|j| (0..rank).map(move |k| (j, k))).map(|(j, k)| vt[k * d_in + j]).collect();
-    let mut p = Path {
-        d_out,
-        d_in,
-        rank,
-        h: wide(&path.h),
-        l: wide(&path.l),
-        g: wide(&path.g),
-        u: path.u.to_row_major(),
-        v,
-    };
+    let problem = Problem::new(target, metric, path);
+    let mut p = Path::from(path);
     let start = problem.objective(&p);
     // The constant makes shares of the objective meaningful.
     let constant: f64 = problem.weighed.iter().zip(target).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
@@ -139,6 +144,32 @@ pub fn polish(
             g: real(&p.g),
         },
     )
+}
+
+/// By how much the objective rises when one sign turns, for every path: U (`d_out x r`) and V^T (`r x d_in`). Less than
+/// zero where a flip would pay, which [`polish`] leaves to few signs. Row i of the error counts `rows[i]^2` times.
+pub fn margins(
+    target: &[f32],
+    paths: &[FactorPath],
+    metric: &[f32],
+    rows: Option<&[f32]>,
+) -> Vec<[Vec<f32>; 2]> {
+    let d_in = paths[0].d_in();
+    let of_path = |i: usize| {
+        let path = &paths[i];
+        // What the other paths leave to this one.
+        let mut rest: Vec<f32> = target.iter().map(|x| -x).collect();
+        paths.iter().enumerate().filter(|(j, _)| *j != i).for_each(|(_, p)| p.add_dense(&mut rest));
+        rest.iter_mut().for_each(|x| *x = -*x);
+        let mut p = Path::from(path);
+        if let Some(rows) = rows {
+            rest.chunks_exact_mut(d_in).zip(rows).for_each(|(r, s)| r.iter_mut().for_each(|x| *x *= s));
+            p.h.iter_mut().zip(rows).for_each(|(h, s)| *h *= s);
+        }
+        let problem = Problem::new(&rest, metric, path);
+        [signs::margins_u(&problem, &p), signs::margins_vt(&problem, &p)]
+    };
+    (0..paths.len()).map(of_path).collect()
 }
 
 #[cfg(test)]

@@ -109,3 +109,50 @@ pub(super) fn descend_v(problem: &Problem, p: &mut Path) -> usize {
     }
     flips
 }
+
+/// Rise of the objective when one sign of U turns, `d_out x r`: `4 h u (c - h (G u - u G_kk))` with `c = (T H M^T)`.
+pub(super) fn margins_u(problem: &Problem, p: &Path) -> Vec<f32> {
+    let (r, d_in) = (p.rank, p.d_in);
+    let m = p.right();
+    let mut hm = vec![0f32; d_in * r];
+    times(&mut hm, problem.metric, &m, r, d_in, false);
+    let mut gram = vec![0f32; r * r];
+    transposed_times(&mut gram, &m, &hm, r, r, false);
+    let mut out = vec![0f32; p.d_out * r];
+    times(&mut out, problem.target, &hm, r, d_in, false);
+    let mut gu = vec![0f32; p.d_out * r];
+    times(&mut gu, &p.u, &gram, r, r, false);
+    let rows = out.par_chunks_mut(r).zip(gu.par_chunks(r)).zip(p.u.par_chunks(r)).zip(&p.h);
+    rows.for_each(|(((out, gu), u), h)| {
+        for k in 0..r {
+            out[k] = 4.0 * h * u[k] * (out[k] - h * (gu[k] - u[k] * gram[k * r + k]));
+        }
+    });
+    out
+}
+
+/// The same for V^T, `r x d_in`.
+pub(super) fn margins_vt(problem: &Problem, p: &Path) -> Vec<f32> {
+    let (r, d_in) = (p.rank, p.d_in);
+    let a: Vec<f32> =
+        p.left().chunks_exact(r).flat_map(|row| row.iter().zip(&p.l).map(|(a, l)| a * l)).collect();
+    let mut gram = vec![0f32; r * r];
+    transposed_times(&mut gram, &a, &a, r, r, false);
+    let mut pull = vec![0f32; d_in * r];
+    transposed_times(&mut pull, &problem.weighed, &a, r, d_in, false);
+    let b: Vec<f32> = p.v.chunks_exact(r).zip(&p.g).flat_map(|(v, g)| v.iter().map(move |v| v * g)).collect();
+    let mut hb = vec![0f32; d_in * r];
+    times(&mut hb, problem.metric, &b, r, d_in, false);
+    let mut share = vec![0f32; d_in * r];
+    times(&mut share, &hb, &gram, r, r, false);
+    let mut out = vec![0f32; r * d_in];
+    out.par_chunks_mut(d_in).enumerate().for_each(|(k, out)| {
+        for (j, out) in out.iter_mut().enumerate() {
+            let (g, own) = (p.g[j], problem.metric[j * d_in + j]);
+            let v = p.v[j * r + k];
+            let at = j * r + k;
+            *out = 4.0 * g * v * (pull[at] - share[at] + own * g * v * gram[k * r + k]);
+        }
+    });
+    out
+}

@@ -92,6 +92,57 @@ fn descent_lowers_the_error_and_ends_where_no_flip_pays() {
 }
 
 #[test]
+fn margins_are_what_one_flip_costs() {
+    let (t, m, p) = setup();
+    let wide = |x: &[f32]| x.iter().map(|x| half::f16::from_f32(*x)).collect();
+    let stored = |scale: f32| FactorPath {
+        u: SignMatrix::from_row_major(D_OUT, RANK, &p.u),
+        vt: SignMatrix::from_fn(RANK, D_IN, |k, j| p.v[j * RANK + k] > 0.0),
+        h: wide(&p.h),
+        l: wide(&p.l.iter().map(|l| scale * l).collect::<Vec<f32>>()),
+        g: wide(&p.g),
+    };
+    // Two paths with the same signs and other scales; rows count differently.
+    let paths = [stored(1.0), stored(-0.3)];
+    let rows: Vec<f32> = (0..D_OUT).map(|i| 0.5 + 0.2 * i as f32).collect();
+    let error_of = |paths: &[FactorPath]| {
+        let mut e: Vec<f32> = t.iter().map(|x| -x).collect();
+        paths.iter().for_each(|p| p.add_dense(&mut e));
+        let mut sum = 0.0;
+        for (e, s) in e.chunks_exact(D_IN).zip(&rows) {
+            for a in 0..D_IN {
+                for b in 0..D_IN {
+                    sum += f64::from(s * s * e[a]) * f64::from(m[a * D_IN + b]) * f64::from(e[b]);
+                }
+            }
+        }
+        sum
+    };
+    let base = error_of(&paths);
+    let margins = margins(&t, &paths, &m, Some(&rows));
+    for path in 0..2 {
+        let turned = |u: Option<(usize, usize)>, v: Option<(usize, usize)>| {
+            let old = &paths[path];
+            let mut all = paths.clone();
+            all[path].u = SignMatrix::from_fn(D_OUT, RANK, |i, k| old.u.is_plus(i, k) != (u == Some((i, k))));
+            all[path].vt =
+                SignMatrix::from_fn(RANK, D_IN, |k, j| old.vt.is_plus(k, j) != (v == Some((k, j))));
+            error_of(&all) - base
+        };
+        for k in 0..RANK {
+            for i in 0..D_OUT {
+                let (got, want) = (f64::from(margins[path][0][i * RANK + k]), turned(Some((i, k)), None));
+                assert!((got - want).abs() < 1e-4 * base, "U {i} {k} of {path}: {got} against {want}");
+            }
+            for j in 0..D_IN {
+                let (got, want) = (f64::from(margins[path][1][k * D_IN + j]), turned(None, Some((k, j))));
+                assert!((got - want).abs() < 1e-4 * base, "V {k} {j} of {path}: {got} against {want}");
+            }
+        }
+    }
+}
+
+#[test]
 fn refits_end_where_the_gradient_is_zero() {
     let (t, m, mut p) = setup();
     let q = problem(&t, &m);

@@ -1,0 +1,272 @@
+//! Tuning of one factorized block towards the block of the source: its outputs on the compressed stream are to be those
+//! of the source's block on the source's stream.
+
+use super::adam::Relative;
+use super::latent::Latents;
+use crate::decoder::{
+    Binary, Block, BlockGrad, Config, LinearGrad, Rotation, Trained, Weight, token_weights,
+};
+use rayon::prelude::*;
+
+/// How to tune.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BlockSettings {
+    /// Passes over the windows; none leaves the block as it is.
+    pub passes: usize,
+    /// Highest rate of relative scales; norms learn at half of it.
+    pub rate: f32,
+    /// Highest rate of the latents of signs, in units of the mean margin.
+    pub sign_rate: f32,
+    /// Steps over which the rates rise.
+    pub warm_up: usize,
+    /// Windows a step; they run beside each other.
+    pub batch: usize,
+}
+
+impl Default for BlockSettings {
+    fn default() -> Self {
+        Self { passes: 2, rate: 0.012, sign_rate: 0.02, warm_up: 4, batch: 2 }
+    }
+}
+
+/// What a block is tuned on.
+#[derive(Clone, Copy)]
+pub struct BlockTask<'a> {
+    /// Graph of the model.
+    pub config: &'a Config,
+    /// Of this block.
+    pub rotation: &'a Rotation,
+    /// Compressed stream before the block, by window: `length x d_model`.
+    pub inputs: &'a [Vec<f32>],
+    /// Source's stream after the block.
+    pub targets: &'a [Vec<f32>],
+    /// Weight of every window.
+    pub shares: &'a [f32],
+    /// Weight of every channel of the residual stream.
+    pub channels: &'a [f32],
+    /// Tokens of a window.
+    pub length: usize,
+}
+
+/// What came of it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BlockOutcome {
+    /// Mean relative error of the block's outputs in the first eighth of the steps and in the last.
+    pub errors: [f64; 2],
+    /// Share of the signs that turned, counted again if they turn back.
+    pub flips: f64,
+}
+
+/// The parameters' states in the order of [`visit`].
+struct States {
+    scales: Vec<Relative>,
+    latents: Vec<[Latents; 2]>,
+}
+
+impl BlockTask<'_> {
+    /// Tunes signs, scales and norms of `block` by Adam. `margins` are those of [`crate::factorize::polish::margins`]
+    /// for every path of the factorized layers in the order of the graph; without any, signs stay. A token counts with weight
+    /// `min(1, median norm / norm)` besides the window's.
+    pub fn tune(
+        &self,
+        block: &mut Block,
+        margins: &[[Vec<f32>; 2]],
+        settings: &BlockSettings,
+    ) -> BlockOutcome {
+        let count = self.inputs.len();
+        let steps = settings.passes * count.div_ceil(settings.batch);
+        let mut states = States { scales: Vec::new(), latents: Vec::new() };
+        let zero = block.zero_grad(Trained::Scales);
+        visit_scales(block, &zero, |_, p, _| states.scales.push(Relative::new(p)));
+        let mut all = 0usize;
+        for (path, margins) in paths(block).into_iter().zip(margins) {
+            let [u, vt] = path.signs();
+            all += u.len() + vt.len();
+            states.latents.push([Latents::new(&u, &margins[0]), Latents::new(&vt, &margins[1])]);
+        }
+        let (mut turned, edge) = (0usize, (steps / 8).max(1));
+        let mut outcome = BlockOutcome::default();
+        for k in 0..steps {
+            let windows: Vec<usize> = (0..settings.batch).map(|j| (k * settings.batch + j) % count).collect();
+            let run = |&w: &usize| {
+                let mut grad = block.zero_grad(Trained::Factors);
+                (self.window(block, w, &mut grad), grad)
+            };
+            let parts: Vec<(f64, BlockGrad)> = windows.par_iter().map(run).collect();
+            let mut parts = parts.into_iter();
+            let (mut error, mut grad) = parts.next().expect("a step has a window");
+            for (e, other) in parts {
+                error += e;
+                grad.add(&other);
+            }
+            error /= windows.len() as f64;
+            if k < edge {
+                outcome.errors[0] += error / edge as f64;
+            }
+            if k >= steps - edge {
+                outcome.errors[1] += error / edge as f64;
+            }
+            let rise = ((k + 1) as f32 / settings.warm_up.max(1) as f32).min(1.0);
+            let level = rise * (1.0 - 0.95 * k as f32 / steps as f32);
+            let t = k as i32 + 1;
+            let mut scales = states.scales.iter_mut();
+            visit_scales(block, &grad, |norm, p, g| {
+                let rate = settings.rate * level * if norm { 0.5 } else { 1.0 };
+                scales.next().expect("one state a vector").step(t, rate, 1.0, g, p);
+            });
+            if !states.latents.is_empty() && settings.sign_rate > 0.0 {
+                turned += turn(block, &grad, &mut states.latents, t, settings.sign_rate * level);
+            }
+        }
+        outcome.flips = turned as f64 / all.max(1) as f64;
+        outcome
+    }
+
+    /// Mean relative error over the windows as the block is.
+    pub fn error(&self, block: &Block) -> f64 {
+        let one = |w: usize| {
+            let x = self.inputs[w].clone();
+            let y = block.forward(self.config, self.rotation, x, self.length).0;
+            self.loss(&y, w).0
+        };
+        let all: Vec<f64> = (0..self.inputs.len()).into_par_iter().map(one).collect();
+        all.iter().sum::<f64>() / all.len().max(1) as f64
+    }
+
+    /// Error of one window, whose gradient is added to `grad`.
+    fn window(&self, block: &Block, w: usize, grad: &mut BlockGrad) -> f64 {
+        let (y, tape) = block.forward(self.config, self.rotation, self.inputs[w].clone(), self.length);
+        let (error, dy) = self.loss(&y, w);
+        block.backward(self.config, self.rotation, &tape, dy, self.length, grad);
+        error
+    }
+
+    /// Weighed squared distance of `y` from the target relative to the target, and its gradient.
+    fn loss(&self, y: &[f32], w: usize) -> (f64, Vec<f32>) {
+        let (d, target) = (self.config.d_model, &self.targets[w]);
+        let weights = token_weights(target, d);
+        let (mut error, mut size) = (0f64, 0f64);
+        let mut dy = vec![0f32; y.len()];
+        let rows = dy.chunks_exact_mut(d).zip(y.chunks_exact(d)).zip(target.chunks_exact(d)).zip(&weights);
+        for (((dy, y), target), weight) in rows {
+            let weight = weight * weight;
+            let (mut e2, mut t2) = (0f32, 0f32);
+            for i in 0..d {
+                let (c, e) = (weight * self.channels[i], y[i] - target[i]);
+                dy[i] = c * e;
+                e2 += c * e * e;
+                t2 += c * target[i] * target[i];
+            }
+            error += f64::from(e2);
+            size += f64::from(t2);
+        }
+        let factor = 2.0 * self.shares[w] / (size as f32).max(f32::MIN_POSITIVE);
+        dy.iter_mut().for_each(|x| *x *= factor);
+        (error / size.max(f64::MIN_POSITIVE), dy)
+    }
+}
+
+/// Factorized paths in the order of the graph.
+fn paths(block: &mut Block) -> Vec<&mut Binary> {
+    let mut out = Vec::new();
+    for l in block.linears.iter_mut().flatten() {
+        if let Weight::Binary(paths) = &mut l.weight {
+            out.extend(paths);
+        }
+    }
+    out
+}
+
+/// Calls `f` with whether a vector is a norm, the vector and its gradient.
+fn visit_scales(block: &mut Block, grad: &BlockGrad, mut f: impl FnMut(bool, &mut [f32], &[f32])) {
+    for (l, grad) in block.linears.iter_mut().flatten().zip(grad.linears.iter().flatten()) {
+        if let (Weight::Binary(paths), Some(LinearGrad::Factors(grads))) = (&mut l.weight, grad) {
+            for (p, g) in paths.iter_mut().zip(grads) {
+                let [h, l, g] = &g.scales;
+                f(false, &mut p.h, h);
+                f(false, &mut p.l, l);
+                f(false, &mut p.g, g);
+            }
+        }
+    }
+    for (norm, grad) in block.norm_list().into_iter().zip(&grad.norms) {
+        f(true, norm, grad);
+    }
+}
+
+/// Moves the latents and turns the signs that follow; returns how many.
+fn turn(block: &mut Block, grad: &BlockGrad, latents: &mut [[Latents; 2]], t: i32, rate: f32) -> usize {
+    let grads = grad.linears.iter().flatten().filter_map(|g| match g {
+        Some(LinearGrad::Factors(g)) => Some(g),
+        _ => None,
+    });
+    let mut turned = 0;
+    for ((path, grad), [u, vt]) in paths(block).into_iter().zip(grads.flatten()).zip(latents) {
+        let Some([du, dvt]) = &grad.signs else { continue };
+        let (r, d_in) = (path.l.len(), path.g.len());
+        let places = u.step(t, rate, du);
+        places.iter().for_each(|at| path.turn_u(at / r, at % r));
+        turned += places.len();
+        let places = vt.step(t, rate, dvt);
+        places.iter().for_each(|at| path.turn_vt(at / d_in, at % d_in));
+        turned += places.len();
+    }
+    turned
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decoder::Precision;
+    use crate::decoder::tests::small;
+
+    const LENGTH: usize = 7;
+
+    /// Tunes the factorized block of a small model towards the same block with other scales and signs.
+    fn run(threads: usize) -> (f64, f64, BlockOutcome, Vec<[Vec<f32>; 2]>) {
+        let model = small();
+        let rotations = model.rotations(LENGTH);
+        let source = &model.blocks[1];
+        let rotation = source.rotation(&rotations);
+        let tokens = |w: usize| (0..LENGTH).map(|t| ((t * t + 3 * w) % 11) as u32).collect::<Vec<u32>>();
+        let inputs: Vec<Vec<f32>> = (0..8).map(|w| model.embed(&tokens(w))).collect();
+        let forward = |x: &Vec<f32>| source.forward(&model.config, rotation, x.clone(), LENGTH).0;
+        let targets: Vec<Vec<f32>> = inputs.iter().map(forward).collect();
+        let mut block = source.clone();
+        for p in paths(&mut block) {
+            p.precision = Precision::Full;
+            p.l.iter_mut().for_each(|l| *l *= 1.3);
+            (0..6).for_each(|k| p.turn_u(k, k));
+        }
+        // All signs are equally cheap to turn, so the wrong ones can come back.
+        let flat = |p: &mut Binary| p.signs().map(|s| vec![1.0; s.len()]);
+        let margins: Vec<[Vec<f32>; 2]> = paths(&mut block).into_iter().map(flat).collect();
+        let task = BlockTask {
+            config: &model.config,
+            rotation,
+            inputs: &inputs,
+            targets: &targets,
+            shares: &[1.0; 8],
+            channels: &[1.0; 12],
+            length: LENGTH,
+        };
+        let settings = BlockSettings { passes: 40, sign_rate: 0.05, ..BlockSettings::default() };
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let before = task.error(&block);
+            let outcome = task.tune(&mut block, &margins, &settings);
+            let after = task.error(&block);
+            (before, after, outcome, paths(&mut block).into_iter().map(|p| p.signs()).collect())
+        })
+    }
+
+    #[test]
+    fn the_error_falls_and_signs_turn() {
+        let (before, after, outcome, signs) = run(1);
+        assert!(after < 0.3 * before, "{after} after {before}");
+        assert!(outcome.flips > 0.0);
+        assert!(outcome.errors[1] < outcome.errors[0]);
+        let (_, other, _, others) = run(3);
+        assert_eq!((after, signs), (other, others), "threads change the result");
+    }
+}
