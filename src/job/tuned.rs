@@ -74,9 +74,9 @@ struct Amounts {
 impl Effort {
     fn amounts(self) -> Amounts {
         let [sensitivity, moments, iterations, passes, steps] = match self {
-            Effort::Fast => [6, 128, 12, 1, 60],
-            Effort::Normal => [12, 256, 20, 3, 400],
-            Effort::Best => [24, 512, 40, 6, 1600],
+            Effort::Fast => [6, 128, 12, 0, 100],
+            Effort::Normal => [12, 320, 20, 2, 400],
+            Effort::Best => [24, 512, 40, 3, 1600],
         };
         Amounts { sensitivity, moments, iterations, passes, steps }
     }
