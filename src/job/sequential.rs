@@ -88,7 +88,7 @@ impl Stage<'_> {
                 made.insert(name.to_owned(), m);
             }
         }
-        let mut tuned = self.tuned(&mut made)?;
+        let tuned = self.tuned(&mut made)?;
         let done = |b: usize| tuned[b].is_some() || !self.tunes(b);
         let whole = made.len() == self.ranks.len() && (0..tuned.len()).all(done);
         if !made.is_empty() {
@@ -112,7 +112,7 @@ impl Stage<'_> {
         let mut xf: Vec<Vec<f32>> = self.windows.iter().map(|w| model.embed(w)).collect();
         let mut xq = xf[..self.statistics].to_vec();
         let mut imatrix = Collector::default();
-        for b in 0..model.config.blocks {
+        for (b, tuned) in tuned.into_iter().enumerate() {
             let block = self.loader.block(b)?;
             let rotation = block.rotation(&rotations);
             // Windows that are not evaluated need no more precision than a training step has.
@@ -139,7 +139,7 @@ impl Stage<'_> {
                     inputs.extend(kept);
                 }
             }
-            let block = match tuned[b].take() {
+            let block = match tuned {
                 Some(norms) => {
                     let mut block = block;
                     block.linears.iter_mut().flatten().for_each(|l| replace(l, &made));
