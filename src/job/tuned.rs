@@ -39,6 +39,8 @@ const PIECES: usize = 2;
 const GENERATED: &str = "generated";
 /// Bytes that the activations kept for moments may take.
 const MOMENT_MEMORY: usize = 6 << 30;
+/// Steps of block tuning at least, where an effort tunes blocks at all.
+const LEAST_BLOCK_STEPS: usize = 40;
 /// Record of the sensitivities.
 const SENSITIVITY: &str = "sensitivity";
 /// Record of the distillation's state.
@@ -217,9 +219,12 @@ impl<'a> Calibrated<'a> {
         let all: Vec<&[u32]> = training.iter().copied().chain(evaluation).collect();
         let ranks = specs.iter().zip(&plan.entries).enumerate();
         let loader = decoder::Loader::new(self.source)?;
-        let passes = calibration.passes.unwrap_or(amounts.passes);
-        let most = most_for_moments(loader.config(), passes > 0);
+        let tuned = calibration.passes.unwrap_or(amounts.passes) > 0;
+        let most = most_for_moments(loader.config(), tuned);
         let statistics = amounts.moments.min(training.len()).min(most);
+        // Little text needs more passes for the same number of steps.
+        let least = (LEAST_BLOCK_STEPS * BlockSettings::default().batch).div_ceil(statistics.max(1));
+        let passes = calibration.passes.unwrap_or(amounts.passes.max(if tuned { least } else { 0 }));
         let stage = Stage {
             loader,
             windows: &all,
