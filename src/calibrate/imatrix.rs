@@ -134,6 +134,11 @@ pub struct Collector {
 }
 
 impl Collector {
+    /// Whether nothing was added.
+    pub fn is_empty(&self) -> bool {
+        self.sums.is_empty()
+    }
+
     /// Adds rows of inputs of the weight `name`, `tokens x d_in`.
     pub fn add(&mut self, name: &str, d_in: usize, x: &[f32]) {
         let (sums, count) = self.sums.entry(name.to_owned()).or_insert_with(|| (vec![0.0; d_in], 0));

@@ -93,6 +93,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn prompts_come_from_other_places() {
+        let windows: Vec<Vec<u32>> = (0..2).map(|w| (0..30).map(|t| 100 * w + t).collect()).collect();
+        let all = prompts(&windows, 6, 4, Some(7));
+        assert_eq!(all[0], [7, 15, 16, 17, 18]);
+        assert_eq!(all[1], [7, 115, 116, 117, 118]);
+        let starts: std::collections::BTreeSet<u32> = all.iter().map(|p| p[1]).collect();
+        assert_eq!(starts.len(), 6, "a piece twice: {starts:?}");
+        assert!(all.iter().all(|p| p.len() == 5 && p[4] - p[1] == 3), "pieces lie within one window");
+        assert_eq!(prompts(&windows, 1, 4, None)[0], [15, 16, 17, 18]);
+    }
+
+    #[test]
     fn files_take_turns() {
         let file = |n: u32, len: usize| (0..len).map(|i| vec![n, i as u32]).collect();
         let mut mixture = Mixture::new(vec![file(1, 3), file(2, 1)]);

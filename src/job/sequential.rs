@@ -58,6 +58,8 @@ pub(super) struct Stage<'a> {
     pub measured: &'a HashMap<String, Sensitivity>,
     /// Tuning of every block once it is factorized.
     pub tuning: BlockSettings,
+    /// Whether the inputs' sums of squares are wanted.
+    pub imatrix: bool,
     pub options: &'a Options,
     pub journal: &'a Journal,
 }
@@ -70,7 +72,7 @@ pub(super) struct Sequential {
     pub teacher: Teacher,
     /// Normalised last rows of the source for the other windows, `WINDOW x d_model`.
     pub rows: Vec<Vec<f32>>,
-    /// Inputs of the source's layers over the windows of the calibration texts.
+    /// Inputs of the source's layers over the windows of the calibration texts, if they are wanted.
     pub imatrix: Collector,
 }
 
@@ -98,7 +100,9 @@ impl Stage<'_> {
         }
         let digest = self.digest();
         let record: Option<Record> = if whole { self.journal.get(ROWS)? } else { None };
-        if let Some((_, teacher, rows, imatrix)) = record.filter(|r| r.0 == digest) {
+        if let Some((_, teacher, rows, imatrix)) =
+            record.filter(|r| r.0 == digest && (!self.imatrix || !r.3.is_empty()))
+        {
             for (b, norms) in tuned.into_iter().enumerate() {
                 let mut block = self.loader.block(b)?;
                 block.linears.iter_mut().flatten().for_each(|l| replace(l, &made));
@@ -127,7 +131,7 @@ impl Stage<'_> {
                     let inputs = tape.into_inputs();
                     let kept = (chunk * AT_ONCE + i < self.statistics)
                         .then(|| inputs.each_ref().map(|x| x.iter().map(|x| bf16::from_f32(*x)).collect()));
-                    (training(i).then_some(inputs), kept)
+                    ((training(i) && self.imatrix).then_some(inputs), kept)
                 };
                 type Kept = Option<[Vec<bf16>; 4]>;
                 let tapes: Vec<(Option<[Vec<f32>; 4]>, Kept)> =

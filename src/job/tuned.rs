@@ -234,6 +234,7 @@ impl<'a> Calibrated<'a> {
             ranks: ranks.map(|(i, (s, e))| (s.name.as_str(), (i, e.rank))).collect(),
             measured,
             tuning: BlockSettings { passes, ..BlockSettings::default() },
+            imatrix: calibration.save_imatrix.is_some(),
             options: &job,
             journal: self.journal,
         };
