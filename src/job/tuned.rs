@@ -39,8 +39,8 @@ const PIECES: usize = 2;
 const GENERATED: &str = "generated";
 /// Bytes that the activations kept for moments may take.
 const MOMENT_MEMORY: usize = 6 << 30;
-/// Steps of block tuning at least, where an effort tunes blocks at all.
-const LEAST_BLOCK_STEPS: usize = 40;
+/// Windows of text with which an effort tunes blocks.
+const LEAST_BLOCK_WINDOWS: usize = 64;
 /// Record of the sensitivities.
 const SENSITIVITY: &str = "sensitivity";
 /// Record of the distillation's state.
@@ -219,12 +219,11 @@ impl<'a> Calibrated<'a> {
         let all: Vec<&[u32]> = training.iter().copied().chain(evaluation).collect();
         let ranks = specs.iter().zip(&plan.entries).enumerate();
         let loader = decoder::Loader::new(self.source)?;
-        let tuned = calibration.passes.unwrap_or(amounts.passes) > 0;
-        let most = most_for_moments(loader.config(), tuned);
+        // Little text is learned by heart: then blocks are tuned on demand only.
+        let enough = training.len() >= LEAST_BLOCK_WINDOWS;
+        let passes = calibration.passes.unwrap_or(if enough { amounts.passes } else { 0 });
+        let most = most_for_moments(loader.config(), passes > 0);
         let statistics = amounts.moments.min(training.len()).min(most);
-        // Little text needs more passes for the same number of steps.
-        let least = (LEAST_BLOCK_STEPS * BlockSettings::default().batch).div_ceil(statistics.max(1));
-        let passes = calibration.passes.unwrap_or(amounts.passes.max(if tuned { least } else { 0 }));
         let stage = Stage {
             loader,
             windows: &all,
