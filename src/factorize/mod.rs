@@ -171,21 +171,22 @@ fn one_path(job: &Job, w: &[f32], index: usize, weighting: &Weighting) -> Result
 /// # Errors
 /// [`Error::Numeric`] if f16 cannot hold them.
 pub fn with_scales(name: &str, path: &FactorPath, h: &[f32], l: &[f32], g: &[f32]) -> Result<FactorPath> {
-    let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect();
-    let real =
-        export::RealPath { u: path.u.clone(), vt: path.vt.clone(), h: wide(h), l: wide(l), g: wide(g) };
-    export::to_f16(name, real)
+    stored(name, path.u.clone(), path.vt.clone(), [h, l, g])
 }
 
-/// A path of signs U (`d_out x r`) and V^T (`r x d_in`) and scales h, l, g, rounded to f16.
+/// A path of signs U (`d_out x r`) and V^T (`r x d_in`) and scales h, l, g, as the file stores them.
 ///
 /// # Errors
 /// As [`with_scales`].
 pub fn with_signs(name: &str, [u, vt]: &[Vec<f32>; 2], [h, l, g]: [&[f32]; 3]) -> Result<FactorPath> {
-    let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect();
     let u = SignMatrix::from_row_major(h.len(), l.len(), u);
     let vt = SignMatrix::from_row_major(l.len(), g.len(), vt);
-    export::to_f16(name, export::RealPath { u, vt, h: wide(h), l: wide(l), g: wide(g) })
+    stored(name, u, vt, [h, l, g])
+}
+
+fn stored(name: &str, u: SignMatrix, vt: SignMatrix, scales: [&[f32]; 3]) -> Result<FactorPath> {
+    let [h, l, g] = scales.map(|x| x.iter().map(|&x| f64::from(x)).collect());
+    export::to_f16(name, export::RealPath { u, vt, h, l, g })
 }
 
 /// `||W - W'|| / ||W||` of stored factors, plain and with column j weighted by `sqrt(importance_j)`.

@@ -25,11 +25,6 @@ fn name(b: usize) -> String {
     format!("block-{b}")
 }
 
-/// Puts trained norms into a block; none if it was not tuned.
-pub(super) fn set_norms(block: &mut Block, norms: Norms) {
-    block.norm_list().into_iter().zip(norms).for_each(|(to, from)| *to = from);
-}
-
 impl Stage<'_> {
     /// Whether block `b` is tuned once it is factorized: nothing is where all of its layers stay.
     pub(super) fn tunes(&self, b: usize) -> bool {

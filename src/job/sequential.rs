@@ -3,7 +3,7 @@
 //! The source is read block by block; of it only the activations go on: a second stream of them passes the
 //! compressed blocks, and at the end the source's predictions for every window are left.
 
-use super::block_tuning::set_norms;
+use super::block_tuning::Norms;
 use super::tuned::WINDOW;
 use crate::calibrate::imatrix::Collector;
 use crate::calibrate::moments::Moments;
@@ -104,10 +104,8 @@ impl Stage<'_> {
             record.filter(|r| r.0 == digest && (!self.imatrix || !r.3.is_empty()))
         {
             for (b, norms) in tuned.into_iter().enumerate() {
-                let mut block = self.loader.block(b)?;
-                block.linears.iter_mut().flatten().for_each(|l| replace(l, &made));
-                norms.into_iter().for_each(|norms| set_norms(&mut block, norms));
-                model.blocks.push(block);
+                let block = self.loader.block(b)?;
+                model.blocks.push(restored(block, &made, norms.unwrap_or_default()));
             }
             return Ok(Sequential { model, made, teacher, rows, imatrix });
         }
@@ -145,9 +143,7 @@ impl Stage<'_> {
             }
             let block = match tuned {
                 Some(norms) => {
-                    let mut block = block;
-                    block.linears.iter_mut().flatten().for_each(|l| replace(l, &made));
-                    set_norms(&mut block, norms);
+                    let mut block = restored(block, &made, norms);
                     pass(&model.config, &mut block, rotation, &mut xq);
                     block
                 }
@@ -332,6 +328,13 @@ pub(super) fn row_weights(output: &[f32]) -> Vec<f32> {
     } else {
         vec![1.0; output.len()]
     }
+}
+
+/// The block that an earlier run has finished; without trained norms its own stay.
+fn restored(mut block: Block, made: &HashMap<String, Made>, norms: Norms) -> Block {
+    block.linears.iter_mut().flatten().for_each(|l| replace(l, made));
+    block.norm_list().into_iter().zip(norms).for_each(|(to, from)| *to = from);
+    block
 }
 
 /// Sends the compressed stream through a finished block.

@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 /// Decay of the mean gradient.
-const MEAN: f32 = 0.9;
+pub const MEAN: f32 = 0.9;
 /// Decay of the mean squared gradient; short, for runs of some hundred steps.
-const SQUARE: f32 = 0.95;
+pub const SQUARE: f32 = 0.95;
 const EPS: f32 = 1e-10;
 
 /// State of one vector of parameters.

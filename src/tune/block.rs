@@ -3,6 +3,8 @@
 
 use super::adam::Relative;
 use super::latent::Latents;
+use super::over_windows;
+use super::parameters::{Kind, visit_block};
 use crate::decoder::{
     Binary, Block, BlockGrad, Config, LinearGrad, Rotation, Trained, Weight, token_weights,
 };
@@ -57,7 +59,7 @@ pub struct BlockOutcome {
     pub flips: f64,
 }
 
-/// The parameters' states in the order of [`visit`].
+/// The parameters' states in the order of [`visit_block`].
 struct States {
     scales: Vec<Relative>,
     latents: Vec<[Latents; 2]>,
@@ -77,7 +79,7 @@ impl BlockTask<'_> {
         let steps = settings.passes * count.div_ceil(settings.batch);
         let mut states = States { scales: Vec::new(), latents: Vec::new() };
         let zero = block.zero_grad(Trained::Scales);
-        visit_scales(block, &zero, |_, p, _| states.scales.push(Relative::new(p)));
+        visit_block(block, &zero, |_, p, _| states.scales.push(Relative::new(p)));
         let mut all = 0usize;
         for (path, margins) in paths(block).into_iter().zip(margins) {
             let [u, vt] = path.signs();
@@ -92,14 +94,7 @@ impl BlockTask<'_> {
                 let mut grad = block.zero_grad(Trained::Factors);
                 (self.window(block, w, &mut grad), grad)
             };
-            let parts: Vec<(f64, BlockGrad)> = windows.par_iter().map(run).collect();
-            let mut parts = parts.into_iter();
-            let (mut error, mut grad) = parts.next().expect("a step has a window");
-            for (e, other) in parts {
-                error += e;
-                grad.add(&other);
-            }
-            error /= windows.len() as f64;
+            let (error, grad) = over_windows(&windows, run, BlockGrad::add);
             if k < edge {
                 outcome.errors[0] += error / edge as f64;
             }
@@ -110,8 +105,8 @@ impl BlockTask<'_> {
             let level = rise * (1.0 - 0.95 * k as f32 / steps as f32);
             let t = k as i32 + 1;
             let mut scales = states.scales.iter_mut();
-            visit_scales(block, &grad, |norm, p, g| {
-                let rate = settings.rate * level * if norm { 0.5 } else { 1.0 };
+            visit_block(block, &grad, |kind, p, g| {
+                let rate = settings.rate * level * if kind == Kind::Norm { 0.5 } else { 1.0 };
                 scales.next().expect("one state a vector").step(t, rate, 1.0, g, p);
             });
             if !states.latents.is_empty() && settings.sign_rate > 0.0 {
@@ -175,23 +170,6 @@ fn paths(block: &mut Block) -> Vec<&mut Binary> {
         }
     }
     out
-}
-
-/// Calls `f` with whether a vector is a norm, the vector and its gradient.
-fn visit_scales(block: &mut Block, grad: &BlockGrad, mut f: impl FnMut(bool, &mut [f32], &[f32])) {
-    for (l, grad) in block.linears.iter_mut().flatten().zip(grad.linears.iter().flatten()) {
-        if let (Weight::Binary(paths), Some(LinearGrad::Factors(grads))) = (&mut l.weight, grad) {
-            for (p, g) in paths.iter_mut().zip(grads) {
-                let [h, l, g] = &g.scales;
-                f(false, &mut p.h, h);
-                f(false, &mut p.l, l);
-                f(false, &mut p.g, g);
-            }
-        }
-    }
-    for (norm, grad) in block.norm_list().into_iter().zip(&grad.norms) {
-        f(true, norm, grad);
-    }
 }
 
 /// Moves the latents and turns the signs that follow; returns how many.

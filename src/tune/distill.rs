@@ -1,6 +1,7 @@
 //! Distillation of the source's logits into scales and norms.
 
 use super::adam::Relative;
+use super::over_windows;
 use super::parameters::{Kind, visit};
 use super::teacher::Teacher;
 use crate::calibrate::text::Mixture;
@@ -159,21 +160,13 @@ impl<'a> Distillation<'a> {
         Some(Step { step: self.state.step, steps: steps.max(self.state.step), kld })
     }
 
-    /// Mean divergence of `windows` and the sum of their gradients. Sums go in the order of the windows, so that threads
-    /// do not matter.
+    /// Mean divergence of `windows` and the sum of their gradients.
     fn gradient(&self, windows: &[(usize, usize)]) -> (f64, ModelGrad) {
         let run = |&w: &(usize, usize)| {
             let mut grad = self.model.zero_grad(Trained::Scales);
             (self.window(w, &mut grad), grad)
         };
-        let parts: Vec<(f64, ModelGrad)> = windows.par_iter().map(run).collect();
-        let mut parts = parts.into_iter();
-        let (mut sum, mut grad) = parts.next().expect("a step has a window");
-        for (kld, other) in parts {
-            sum += kld;
-            grad.add(&other);
-        }
-        (sum / windows.len() as f64, grad)
+        over_windows(windows, run, ModelGrad::add)
     }
 
     /// Divergence of one window, whose gradient is added to `grad`.

@@ -1,11 +1,8 @@
 //! Signs in training: each is the sign of a real latent, which Adam moves by the straight-through gradient.
 
+use super::adam::{MEAN, SQUARE};
 use rayon::prelude::*;
 
-/// Decay of the mean gradient.
-const MEAN: f32 = 0.9;
-/// Decay of the mean squared gradient.
-const SQUARE: f32 = 0.95;
 const EPS: f32 = 1e-20;
 /// Steps that only gather moments: the first ones know too little about their size.
 const GATHER: i32 = 3;

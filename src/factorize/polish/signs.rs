@@ -36,8 +36,9 @@ fn descend(u: &mut [f32], gu: &mut [f32], c: &[f32], gram: &[f32], a: f32) -> us
     flips
 }
 
-/// Rows of U are independent: `G = M H M^T`, `c_i = (T H M^T)_i / h_i` with `M = diag(l) V^T diag(g)`.
-pub(super) fn descend_u(problem: &Problem, p: &mut Path) -> usize {
+/// `G = M H M^T` (`r x r`), `T H M^T` and `U G` (both `d_out x r`) with `M = diag(l) V^T diag(g)`: row i of the error is
+/// `h_i^2 u G u - 2 h_i u (T H M^T)_i` and a constant.
+fn products_u(problem: &Problem, p: &Path) -> [Vec<f32>; 3] {
     let (r, d_in) = (p.rank, p.d_in);
     let m = p.right();
     let mut hm = vec![0f32; d_in * r];
@@ -48,6 +49,27 @@ pub(super) fn descend_u(problem: &Problem, p: &mut Path) -> usize {
     times(&mut c, problem.target, &hm, r, d_in, false);
     let mut gu = vec![0f32; p.d_out * r];
     times(&mut gu, &p.u, &gram, r, r, false);
+    [gram, c, gu]
+}
+
+/// `Ga = A^T A` (`r x r`), `H T^T A` and `B = diag(g) V` (both `d_in x r`) with `A = diag(h) U diag(l)`.
+fn products_v(problem: &Problem, p: &Path) -> [Vec<f32>; 3] {
+    let (r, d_in) = (p.rank, p.d_in);
+    let a: Vec<f32> =
+        p.left().chunks_exact(r).flat_map(|row| row.iter().zip(&p.l).map(|(a, l)| a * l)).collect();
+    let mut gram = vec![0f32; r * r];
+    transposed_times(&mut gram, &a, &a, r, r, false);
+    // H T^T A = (T H)^T A, H being symmetric.
+    let mut wanted = vec![0f32; d_in * r];
+    transposed_times(&mut wanted, &problem.weighed, &a, r, d_in, false);
+    let b = p.v.chunks_exact(r).zip(&p.g).flat_map(|(v, g)| v.iter().map(move |v| v * g)).collect();
+    [gram, wanted, b]
+}
+
+/// Rows of U are independent.
+pub(super) fn descend_u(problem: &Problem, p: &mut Path) -> usize {
+    let r = p.rank;
+    let [gram, mut c, mut gu] = products_u(problem, p);
     p.u.par_chunks_mut(r)
         .zip(gu.par_chunks_mut(r))
         .zip(c.par_chunks_mut(r))
@@ -60,19 +82,10 @@ pub(super) fn descend_u(problem: &Problem, p: &mut Path) -> usize {
         .sum()
 }
 
-/// Columns of V are coupled by H: with `A = diag(h) U diag(l)`, `Ga = A^T A` and `B = diag(g) V`, the pull on column j
-/// is `(H T^T A - H B Ga)_j` without its own share `H_jj B_j Ga`.
+/// Columns of V are coupled by H: the pull on column j is `(H T^T A - H B Ga)_j` without its own share `H_jj B_j Ga`.
 pub(super) fn descend_v(problem: &Problem, p: &mut Path) -> usize {
     let (r, d_in) = (p.rank, p.d_in);
-    let a: Vec<f32> =
-        p.left().chunks_exact(r).flat_map(|row| row.iter().zip(&p.l).map(|(a, l)| a * l)).collect();
-    let mut gram = vec![0f32; r * r];
-    transposed_times(&mut gram, &a, &a, r, r, false);
-    // H T^T A = (T H)^T A, H being symmetric.
-    let mut wanted = vec![0f32; d_in * r];
-    transposed_times(&mut wanted, &problem.weighed, &a, r, d_in, false);
-    let mut b: Vec<f32> =
-        p.v.chunks_exact(r).zip(&p.g).flat_map(|(v, g)| v.iter().map(move |v| v * g)).collect();
+    let [gram, wanted, mut b] = products_v(problem, p);
     let mut flips = 0;
     for start in (0..d_in).step_by(COLUMNS) {
         let n = COLUMNS.min(d_in - start);
@@ -110,18 +123,10 @@ pub(super) fn descend_v(problem: &Problem, p: &mut Path) -> usize {
     flips
 }
 
-/// Rise of the objective when one sign of U turns, `d_out x r`: `4 h u (c - h (G u - u G_kk))` with `c = (T H M^T)`.
+/// Rise of the objective when one sign of U turns, `d_out x r`: `4 h u (c - h (G u - u G_kk))` with `c = T H M^T`.
 pub(super) fn margins_u(problem: &Problem, p: &Path) -> Vec<f32> {
-    let (r, d_in) = (p.rank, p.d_in);
-    let m = p.right();
-    let mut hm = vec![0f32; d_in * r];
-    times(&mut hm, problem.metric, &m, r, d_in, false);
-    let mut gram = vec![0f32; r * r];
-    transposed_times(&mut gram, &m, &hm, r, r, false);
-    let mut out = vec![0f32; p.d_out * r];
-    times(&mut out, problem.target, &hm, r, d_in, false);
-    let mut gu = vec![0f32; p.d_out * r];
-    times(&mut gu, &p.u, &gram, r, r, false);
+    let r = p.rank;
+    let [gram, mut out, gu] = products_u(problem, p);
     let rows = out.par_chunks_mut(r).zip(gu.par_chunks(r)).zip(p.u.par_chunks(r)).zip(&p.h);
     rows.for_each(|(((out, gu), u), h)| {
         for k in 0..r {
@@ -131,16 +136,10 @@ pub(super) fn margins_u(problem: &Problem, p: &Path) -> Vec<f32> {
     out
 }
 
-/// The same for V^T, `r x d_in`.
+/// The same for V^T, `r x d_in`: `4 b (pull + H_jj b Ga_kk)` with the pull of [`descend_v`], own share and all.
 pub(super) fn margins_vt(problem: &Problem, p: &Path) -> Vec<f32> {
     let (r, d_in) = (p.rank, p.d_in);
-    let a: Vec<f32> =
-        p.left().chunks_exact(r).flat_map(|row| row.iter().zip(&p.l).map(|(a, l)| a * l)).collect();
-    let mut gram = vec![0f32; r * r];
-    transposed_times(&mut gram, &a, &a, r, r, false);
-    let mut pull = vec![0f32; d_in * r];
-    transposed_times(&mut pull, &problem.weighed, &a, r, d_in, false);
-    let b: Vec<f32> = p.v.chunks_exact(r).zip(&p.g).flat_map(|(v, g)| v.iter().map(move |v| v * g)).collect();
+    let [gram, pull, b] = products_v(problem, p);
     let mut hb = vec![0f32; d_in * r];
     times(&mut hb, problem.metric, &b, r, d_in, false);
     let mut share = vec![0f32; d_in * r];
@@ -149,8 +148,8 @@ pub(super) fn margins_vt(problem: &Problem, p: &Path) -> Vec<f32> {
     out.par_chunks_mut(d_in).enumerate().for_each(|(k, out)| {
         for (j, out) in out.iter_mut().enumerate() {
             let (g, own) = (p.g[j], problem.metric[j * d_in + j]);
-            let v = p.v[j * r + k];
             let at = j * r + k;
+            let v = p.v[at];
             *out = 4.0 * g * v * (pull[at] - share[at] + own * g * v * gram[k * r + k]);
         }
     });
