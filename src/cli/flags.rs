@@ -6,7 +6,7 @@ use crate::format::file::is_littlebit;
 use crate::gguf::{GgmlType, Gguf, encode};
 use crate::job::Options;
 use crate::job::layout::Budget;
-use crate::job::tuned::{Calibration, Effort};
+use crate::job::tuned::{Calibration, DRIFT_CORRECTION, Effort, POLISH_ROUNDS};
 use crate::plan::Target;
 use crate::plan::rules::{Rule, read_rules};
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -112,6 +112,12 @@ pub struct ConvertArgs {
     /// 0 turns it off
     #[arg(long, value_name = "N", requires = "calibration", help_heading = "Method")]
     block_passes: Option<usize>,
+    /// Share of the drift of its inputs that a matrix makes up for when it is factorized, 0 to 1
+    #[arg(long, value_name = "A", default_value_t = DRIFT_CORRECTION, requires = "calibration", value_parser = share, help_heading = "Method")]
+    drift_correction: f64,
+    /// Rounds of polish (least-squares scales, coordinate descent on signs) after LB-ADMM; 0 turns it off
+    #[arg(long, value_name = "N", default_value_t = POLISH_ROUNDS, requires = "calibration", help_heading = "Method")]
+    polish_rounds: usize,
     /// Distillation steps instead of the effort's; 0 turns it off
     #[arg(long, value_name = "N", requires = "calibration", help_heading = "Method")]
     tune_steps: Option<usize>,
@@ -182,6 +188,14 @@ fn bytes(text: &str) -> std::result::Result<u64, String> {
         return Err(format!("{text} is no size of a file"));
     }
     Ok(size as u64)
+}
+
+/// A number from 0 to 1.
+fn share(text: &str) -> std::result::Result<f64, String> {
+    match text.parse() {
+        Ok(x) if (0.0..=1.0).contains(&x) => Ok(x),
+        _ => Err(format!("'{text}' is not a number from 0 to 1")),
+    }
 }
 
 /// A time with its unit.
@@ -270,6 +284,8 @@ impl ConvertArgs {
                 effort: self.effort,
                 windows: self.calibration_windows as usize,
                 passes: self.block_passes,
+                drift_correction: self.drift_correction,
+                polish_rounds: self.polish_rounds,
                 steps: self.tune_steps,
                 time_budget: self.time_budget,
                 save_imatrix: self.save_imatrix.clone(),

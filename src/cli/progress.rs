@@ -116,6 +116,18 @@ impl Progress {
                     self.line(&format!("{name} {done}/{total}{value}{eta}"));
                 }
             }
+            Event::Block { index, count, outcome } => {
+                self.json_event(&serde_json::json!({
+                    "event": "block", "index": index, "count": count, "outcome": outcome
+                }));
+                self.line(&format!(
+                    "block {}/{count}  error {:.4} -> {:.4}  {:.1} % of its signs turned",
+                    index + 1,
+                    outcome.errors[0],
+                    outcome.errors[1],
+                    100.0 * outcome.flips,
+                ));
+            }
             Event::Matrix { index, count, report } => {
                 self.done_weights += (report.d_out * report.d_in * report.experts) as u64;
                 self.json_event(&serde_json::json!({ "event": "matrix", "index": index, "count": count, "matrix": report }));

@@ -6,12 +6,18 @@ use crate::decoder::{Block, Config, Precision, Rotation, Weight};
 use crate::error::Result;
 use crate::factorize;
 use crate::format::Factors;
-use crate::tune::BlockTask;
+use crate::tune::{BlockOutcome, BlockTask};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 
 /// Norms of a block, in the order of [`Block::norm_list`].
 pub(super) type Norms = Vec<Vec<f32>>;
+
+/// A block that an earlier run has tuned.
+pub(super) struct Tuned {
+    pub norms: Norms,
+    pub outcome: BlockOutcome,
+}
 
 /// A tuned block in the journal.
 #[derive(Serialize, Deserialize)]
@@ -19,6 +25,7 @@ struct Record {
     /// By weight name.
     factors: Vec<(String, Factors)>,
     norms: Norms,
+    outcome: BlockOutcome,
 }
 
 fn name(b: usize) -> String {
@@ -32,8 +39,8 @@ impl Stage<'_> {
         self.tuning.passes > 0 && self.ranks.keys().any(|name| name.starts_with(&prefix))
     }
 
-    /// Norms of every block that is tuned already, whose factors take the place of those in `made`.
-    pub(super) fn tuned(&self, made: &mut HashMap<String, Made>) -> Result<Vec<Option<Norms>>> {
+    /// Norms and outcome of every block that is tuned already, whose factors take the place of those in `made`.
+    pub(super) fn tuned(&self, made: &mut HashMap<String, Made>) -> Result<Vec<Option<Tuned>>> {
         (0..self.loader.blocks())
             .map(|b| {
                 if !self.tunes(b) {
@@ -50,7 +57,7 @@ impl Stage<'_> {
                     for (name, factors) in r.factors {
                         made.get_mut(&name).expect("checked above").factors = factors;
                     }
-                    r.norms
+                    Tuned { norms: r.norms, outcome: r.outcome }
                 }))
             })
             .collect()
@@ -68,7 +75,7 @@ impl Stage<'_> {
         [inputs, targets]: [&[Vec<f32>]; 2],
         margins: &[[Vec<f32>; 2]],
         made: &mut HashMap<String, Made>,
-    ) -> Result<()> {
+    ) -> Result<BlockOutcome> {
         // What the loss feels of errors in the residual stream, from the layer that writes it last.
         let last = block.linears[3].last().and_then(|l| self.measured.get(&l.name));
         let channels = match last {
@@ -79,7 +86,7 @@ impl Stage<'_> {
         let task =
             BlockTask { config, rotation, inputs, targets, shares, channels: &channels, length: WINDOW };
         block.set_precision(Precision::Coarse);
-        task.tune(block, margins, &self.tuning);
+        let outcome = task.tune(block, margins, &self.tuning);
         block.set_precision(Precision::Fine);
         let mut factors = Vec::new();
         for l in block.linears.iter_mut().flatten() {
@@ -94,7 +101,8 @@ impl Stage<'_> {
             factors.push((l.name.clone(), m.factors.clone()));
         }
         let norms = block.norm_list().into_iter().map(|n| n.clone()).collect();
-        let record = Record { factors, norms };
-        self.journal.put(&name(b), &format!("block {b}"), &record)
+        let record = Record { factors, norms, outcome };
+        self.journal.put(&name(b), &format!("block {b}"), &record)?;
+        Ok(outcome)
     }
 }

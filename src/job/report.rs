@@ -1,6 +1,7 @@
 //! What a conversion tells while it runs and when it is done.
 
 use crate::plan::Plan;
+use crate::tune::BlockOutcome;
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -30,6 +31,15 @@ pub enum Event<'a> {
         total: usize,
         /// Drift of the compressed stream (factorize) or divergence in nats (distil).
         value: Option<f64>,
+    },
+    /// A block is tuned.
+    Block {
+        /// Position, from 0.
+        index: usize,
+        /// Number of blocks.
+        count: usize,
+        /// What came of it.
+        outcome: &'a BlockOutcome,
     },
     /// A matrix is factorized and written.
     Matrix {

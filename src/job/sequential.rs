@@ -25,12 +25,8 @@ use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::time::Instant;
 
-/// Share of the drift that the target makes up for: all of it follows the calibration text too closely.
-const ALPHA: f64 = 0.5;
 /// Ridge of the target's normal equations, relative to the mean second moment.
 const DAMP: f64 = 0.05;
-/// Rounds of polish; more gain little.
-const POLISH_ROUNDS: usize = 2;
 /// Windows that go through a block together.
 const AT_ONCE: usize = 16;
 /// Record of what is left of the source.
@@ -56,6 +52,9 @@ pub(super) struct Stage<'a> {
     /// Place in the plan and rank by weight name; layers without an entry stay.
     pub ranks: HashMap<&'a str, (usize, usize)>,
     pub measured: &'a HashMap<String, Sensitivity>,
+    /// Share of the drift that the targets make up for, and rounds of polish.
+    pub drift_correction: f64,
+    pub polish_rounds: usize,
     /// Tuning of every block once it is factorized.
     pub tuning: BlockSettings,
     /// Whether the inputs' sums of squares are wanted.
@@ -103,9 +102,9 @@ impl Stage<'_> {
         if let Some((_, teacher, rows, imatrix)) =
             record.filter(|r| r.0 == digest && (!self.imatrix || !r.3.is_empty()))
         {
-            for (b, norms) in tuned.into_iter().enumerate() {
+            for (b, tuned) in tuned.into_iter().enumerate() {
                 let block = self.loader.block(b)?;
-                model.blocks.push(restored(block, &made, norms.unwrap_or_default()));
+                model.blocks.push(restored(block, &made, tuned.map_or_else(Norms::new, |t| t.norms)));
             }
             return Ok(Sequential { model, made, teacher, rows, imatrix });
         }
@@ -141,26 +140,33 @@ impl Stage<'_> {
                     inputs.extend(kept);
                 }
             }
-            let block = match tuned {
-                Some(norms) => {
-                    let mut block = restored(block, &made, norms);
+            let (block, outcome) = match tuned {
+                Some(tuned) => {
+                    let mut block = restored(block, &made, tuned.norms);
                     pass(&model.config, &mut block, rotation, &mut xq);
-                    block
+                    (block, Some(tuned.outcome))
                 }
                 None => {
                     let before = self.tunes(b).then(|| xq.clone());
                     let (mut block, margins) =
                         self.block(&model, block, rotation, inputs, &mut xq, &mut made)?;
+                    let mut outcome = None;
                     if let Some(before) = before {
                         let streams = [&before, &xf[..self.statistics]];
-                        self.tune(b, &model.config, &mut block, rotation, streams, &margins, &mut made)?;
+                        let config = &model.config;
+                        let tuned =
+                            self.tune(b, config, &mut block, rotation, streams, &margins, &mut made)?;
+                        outcome = Some(tuned);
                         xq = before;
-                        pass(&model.config, &mut block, rotation, &mut xq);
+                        pass(config, &mut block, rotation, &mut xq);
                     }
-                    block
+                    (block, outcome)
                 }
             };
             model.blocks.push(block);
+            if let Some(outcome) = &outcome {
+                progress(Event::Block { index: b, count: model.config.blocks, outcome });
+            }
             progress(Event::Stage {
                 name: "factorize",
                 done: b + 1,
@@ -243,7 +249,7 @@ impl Stage<'_> {
         let mut margins = Vec::new();
         let importance = moments.importance();
         let metric = polish::metric(&moments.compressed(), importance.len());
-        let correction = moments.correction(&linears[0].name, ALPHA, DAMP)?;
+        let correction = moments.correction(&linears[0].name, self.drift_correction, DAMP)?;
         for l in linears {
             let (Some(&(index, rank)), Weight::Dense(w)) = (self.ranks.get(l.name.as_str()), &l.weight)
             else {
@@ -303,8 +309,9 @@ impl Stage<'_> {
             seed: options.seed,
             iterations: options.iterations,
         })?;
-        if options.method == Method::Admm && options.paths == 1 {
-            outcome.paths[0] = polish::polish(&l.name, &target, &outcome.paths[0], metric, POLISH_ROUNDS)?;
+        if options.method == Method::Admm && options.paths == 1 && self.polish_rounds > 0 {
+            outcome.paths[0] =
+                polish::polish(&l.name, &target, &outcome.paths[0], metric, self.polish_rounds)?;
         }
         if let Some(rows) = rows {
             for p in &mut outcome.paths {

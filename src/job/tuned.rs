@@ -27,6 +27,10 @@ pub const WINDOW: usize = 512;
 /// Windows that one text is evaluated on at most.
 pub const EVALUATION_WINDOWS: usize = 32;
 
+/// Share of the drift that a target makes up for by default: all of it follows the calibration text too closely.
+pub const DRIFT_CORRECTION: f64 = 0.5;
+/// Rounds of polish by default; more gain little.
+pub const POLISH_ROUNDS: usize = 2;
 /// Tokens of the prompt of a sample, and of its continuation.
 const SAMPLE: (usize, usize) = (24, 40);
 /// Windows that a run with a time budget may use.
@@ -107,6 +111,10 @@ pub struct Calibration {
     pub windows: usize,
     /// Passes of block tuning instead of the effort's.
     pub passes: Option<usize>,
+    /// Share of the drift of its inputs that a matrix makes up for.
+    pub drift_correction: f64,
+    /// Rounds of polish.
+    pub polish_rounds: usize,
     /// Distillation steps instead of the effort's.
     pub steps: Option<usize>,
     /// Time for all stages instead of a number of steps: distillation takes what factorization leaves.
@@ -232,6 +240,8 @@ impl<'a> Calibrated<'a> {
             training: training.len(),
             ranks: ranks.map(|(i, (s, e))| (s.name.as_str(), (i, e.rank))).collect(),
             measured,
+            drift_correction: calibration.drift_correction,
+            polish_rounds: calibration.polish_rounds,
             tuning: BlockSettings { passes, ..BlockSettings::default() },
             imatrix: calibration.save_imatrix.is_some(),
             options: &job,

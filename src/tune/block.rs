@@ -9,6 +9,7 @@ use crate::decoder::{
     Binary, Block, BlockGrad, Config, LinearGrad, Rotation, Trained, Weight, token_weights,
 };
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 /// How to tune.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -51,7 +52,7 @@ pub struct BlockTask<'a> {
 }
 
 /// What came of it.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct BlockOutcome {
     /// Mean relative error of the block's outputs in the first eighth of the steps and in the last.
     pub errors: [f64; 2],
