@@ -10,40 +10,84 @@ use rayon::prelude::*;
 /// Windows that are prepared together.
 const AT_ONCE: usize = 16;
 
-/// `E[xq xq^T]` of the compressed stream and `E[xf xq^T]` across both, row-major `d x d`.
+/// One window as the layers at a site see it.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a> {
+    /// In the source, `tokens x d`.
+    pub source: &'a [bf16],
+    /// In the compressed model.
+    pub compressed: &'a [f32],
+    /// Residual stream that the layers' output is added to, `tokens x d_out`, in both; `None` if something else is
+    /// done with the output first.
+    pub residual: Option<(&'a [bf16], &'a [f32])>,
+    /// Weight of the window.
+    pub weight: f32,
+}
+
+/// `E[xq xq^T]` of the compressed stream and `E[xf xq^T]` across both, row-major `d x d`, and `E[(rf - rq) xq^T]` with the
+/// residual streams beside them (`d_out x d`).
 #[derive(Debug)]
 pub struct Moments {
     d: usize,
     tokens: f64,
     compressed: Vec<f32>,
     cross: Vec<f32>,
+    /// Empty if no window has a residual stream.
+    residual: Vec<f32>,
+}
+
+/// How much of what errors before a layer have done the layer makes up for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Shares {
+    /// Of what its inputs lack.
+    pub inputs: f64,
+    /// Of what the residual stream beside it lacks.
+    pub residual: f64,
+    /// Ridge, relative to the mean second moment.
+    pub damp: f64,
+}
+
+impl Default for Shares {
+    /// Not all, which would follow the calibration text too closely.
+    fn default() -> Self {
+        Self { inputs: 0.75, residual: 0.75, damp: 0.05 }
+    }
 }
 
 impl Moments {
     /// Nothing seen yet of inputs of width `d`.
     pub fn new(d: usize) -> Self {
-        Self { d, tokens: 0.0, compressed: vec![0.0; d * d], cross: vec![0.0; d * d] }
+        Self { d, tokens: 0.0, compressed: vec![0.0; d * d], cross: vec![0.0; d * d], residual: Vec::new() }
     }
 
-    /// Adds windows: rows of the source's stream, of the compressed one, and the weight of the window. A token counts with
-    /// weight `min(1, median / norm)` of its source norm besides, so that a few massive tokens do not rule.
-    pub fn add<S: AsRef<[bf16]> + Sync>(&mut self, windows: &[(S, &[f32], f32)]) {
+    /// Adds windows. A token counts with weight `min(1, median / norm)` of its source norm besides the window's, so that a
+    /// few massive tokens do not rule.
+    pub fn add(&mut self, windows: &[Inputs]) {
         let d = self.d;
         let ones = vec![1f32; d];
         for windows in windows.chunks(AT_ONCE) {
-            let weigh = |(source, compressed, weight): &(S, &[f32], f32)| {
-                let source: Vec<f32> = source.as_ref().iter().map(|x| x.to_f32()).collect();
+            let weigh = |w: &Inputs| {
+                let source: Vec<f32> = w.source.iter().map(|x| x.to_f32()).collect();
                 let mut weights = token_weights(&source, d);
-                weights.iter_mut().for_each(|w| *w *= weight.sqrt());
-                let tokens = weights.len() as f64 * f64::from(*weight);
-                (weighed(&source, &weights), weighed(compressed, &weights), tokens)
+                weights.iter_mut().for_each(|x| *x *= w.weight.sqrt());
+                let lack = w.residual.map(|(f, q)| {
+                    let lack: Vec<f32> = f.iter().zip(q).map(|(f, q)| f.to_f32() - q).collect();
+                    weighed(&lack, &weights)
+                });
+                let tokens = weights.len() as f64 * f64::from(w.weight);
+                (weighed(&source, &weights), weighed(w.compressed, &weights), lack, tokens)
             };
-            let weighed: Vec<(Vec<f32>, Vec<f32>, f64)> = windows.par_iter().map(weigh).collect();
-            for (f, q, tokens) in weighed {
+            let weighed: Vec<_> = windows.par_iter().map(weigh).collect();
+            for (f, q, lack, tokens) in weighed {
                 // Rounding to bfloat16 is far below what another text would change; both factors of the first product
                 // are the same numbers, so it stays positive semidefinite.
                 add_gram(&mut self.compressed, &q, &ones);
                 add_outer(&mut self.cross, [&f, &q], [&ones, &ones]);
+                if let Some(lack) = lack {
+                    let d_out = lack.len() / (q.len() / d);
+                    self.residual.resize(d_out * d, 0.0);
+                    add_outer(&mut self.residual, [&lack, &q], [&vec![1.0; d_out], &ones]);
+                }
                 self.tokens += tokens;
             }
         }
@@ -73,7 +117,7 @@ impl Moments {
     ///
     /// # Errors
     /// [`Error::Numeric`], for `name`, if the moments are not finite.
-    pub fn correction(&self, name: &str, alpha: f64, damp: f64) -> Result<Option<Correction>> {
+    pub fn correction(&self, name: &str, shares: Shares) -> Result<Option<Correction>> {
         let d = self.d;
         let n = self.tokens.max(1.0);
         let own = |i: usize, j: usize| f64::from(self.sum(i, j)) / n;
@@ -82,10 +126,13 @@ impl Moments {
         if mean == 0.0 {
             return Ok(None);
         }
-        let h = Mat::from_fn(d, d, |i, j| own(i, j) + if i == j { damp * mean } else { 0.0 });
-        let difference = Mat::from_fn(d, d, |i, j| alpha * (cross(i, j) - own(i, j)));
+        let h = Mat::from_fn(d, d, |i, j| own(i, j) + if i == j { shares.damp * mean } else { 0.0 });
+        let difference = Mat::from_fn(d, d, |i, j| shares.inputs * (cross(i, j) - own(i, j)));
+        let rows = self.residual.len() / d;
+        let part = shares.residual / n;
+        let residual = Mat::from_fn(rows, d, |i, j| part * f64::from(self.residual[i * d + j]));
         let factor = h.llt(Side::Lower).map_err(|_| not_finite(name))?;
-        Ok(Some(Correction { difference, factor }))
+        Ok(Some(Correction { difference, residual, factor }))
     }
 }
 
@@ -98,22 +145,28 @@ fn not_finite(name: &str) -> Error {
 pub struct Correction {
     /// `alpha (C - H)`.
     difference: Mat<f64>,
+    /// `beta E[(rf - rq) xq^T]`, no rows if nothing is added to a residual stream.
+    residual: Mat<f64>,
     /// Of `H + damp mean(diag H) I`.
     factor: Llt<f64>,
 }
 
 impl Correction {
-    /// The asymmetric target `T = W + alpha W (C - H) (H + damp mean(diag H) I)^-1` for a weight `w` (row-major
-    /// `d_out x d`): what W would have to be on the compressed stream to give what it gives on the source's, the
-    /// error feedback of GPTQ put before a factorization.
+    /// The asymmetric target `T = W + (alpha W (C - H) + beta E[(rf - rq) xq^T] / scale) (H + damp mean(diag H) I)^-1` for
+    /// a weight `w` (row-major `d_out x d`) whose product is multiplied by `scale`: what W would have to be on the compressed
+    /// stream to give what it gives on the source's, and what is missing beside it. It is the error feedback of GPTQ put
+    /// before a factorization, taken to the sum that the layer's output becomes part of.
     ///
     /// # Errors
     /// [`Error::Numeric`], for `name`, if it is not finite.
-    pub fn target(&self, name: &str, w: &[f32]) -> Result<Vec<f32>> {
+    pub fn target(&self, name: &str, w: &[f32], scale: f32) -> Result<Vec<f32>> {
         let d = self.difference.nrows();
         let rows = w.len() / d;
         let weight = Mat::from_fn(rows, d, |i, j| f64::from(w[i * d + j]));
-        let moved = &weight * &self.difference;
+        let mut moved = &weight * &self.difference;
+        if self.residual.nrows() > 0 {
+            moved += &self.residual * faer::Scale(1.0 / f64::from(scale));
+        }
         let solved = self.factor.solve(moved.transpose());
         let target: Vec<f32> = (0..rows)
             .flat_map(|i| (0..d).map(move |j| (i, j)))
@@ -137,13 +190,39 @@ mod tests {
         (rows.concat().into_iter().map(bf16::from_f32).collect(), rows.iter().flat_map(|r| map(r)).collect())
     }
 
+    fn window<'a>(source: &'a [bf16], compressed: &'a [f32], weight: f32) -> Inputs<'a> {
+        Inputs { source, compressed, residual: None, weight }
+    }
+
+    fn shares(damp: f64) -> Shares {
+        Shares { inputs: 1.0, residual: 1.0, damp }
+    }
+
+    #[test]
+    fn the_target_fills_in_what_the_residual_lacks() {
+        // The residual lacks a linear function of the inputs, two outputs wide.
+        let (f, q) = streams(4, <[f32]>::to_vec);
+        let map = [[1.0f32, 0.0, -2.0, 0.5], [0.0, 3.0, 0.0, -1.0]];
+        let lack = |x: &[f32]| map.map(|m| m.iter().zip(x).map(|(m, x)| m * x).sum::<f32>());
+        let rf: Vec<bf16> = q.chunks_exact(4).flat_map(lack).map(bf16::from_f32).collect();
+        let rq = vec![0f32; rf.len()];
+        let mut m = Moments::new(4);
+        m.add(&[Inputs { residual: Some((&rf, &rq)), ..window(&f, &q, 1.0) }]);
+        let w = [0.5f32, 1.0, -1.0, 2.0, 0.0, 0.25, 0.5, 1.0];
+        let correction = m.correction("w", Shares { residual: 0.5, ..shares(1e-9) }).unwrap().unwrap();
+        let target = correction.target("w", &w, 2.0).unwrap();
+        for ((t, w), m) in target.iter().zip(w).zip(map.concat()) {
+            assert!((t - w - 0.5 * m / 2.0).abs() < 2e-2, "{t} from {w} and {m}");
+        }
+    }
+
     #[test]
     fn equal_streams_leave_the_weight() {
         let (f, q) = streams(4, <[f32]>::to_vec);
         let mut m = Moments::new(4);
-        m.add(&[(f, &q, 1.0)]);
+        m.add(&[window(&f, &q, 1.0)]);
         let w: Vec<f32> = (0..12).map(|i| i as f32 * 0.3 - 1.0).collect();
-        let t = m.correction("w", 1.0, 0.01).unwrap().unwrap().target("w", &w).unwrap();
+        let t = m.correction("w", shares(0.01)).unwrap().unwrap().target("w", &w, 1.0).unwrap();
         assert!(t.iter().zip(&w).all(|(a, b)| (a - b).abs() < 1e-5));
     }
 
@@ -152,9 +231,10 @@ mod tests {
         let (f, q) = streams(4, |r| r.iter().enumerate().map(|(i, x)| x * (0.5 + i as f32)).collect());
         let (f2, q2) = streams(4, |r| r.iter().map(|x| 3.0 * x).collect());
         let mut weighed = Moments::new(4);
-        weighed.add(&[(&f, &q, 1.5), (&f2, &q2, 0.5)]);
+        weighed.add(&[window(&f, &q, 1.5), window(&f2, &q2, 0.5)]);
         let mut repeated = Moments::new(4);
-        repeated.add(&[(&f, &q, 1.0), (&f, &q, 1.0), (&f, &q, 1.0), (&f2, &q2, 1.0)]);
+        let [a, b] = [window(&f, &q, 1.0), window(&f2, &q2, 1.0)];
+        repeated.add(&[a, a, a, b]);
         let (a, b) = (weighed.compressed(), repeated.compressed());
         let largest = b.iter().fold(0f32, |m, x| m.max(x.abs()));
         for (a, b) in a.iter().zip(&b) {
@@ -166,9 +246,9 @@ mod tests {
     fn a_scaled_stream_is_undone() {
         let (f, q) = streams(4, |r| r.iter().enumerate().map(|(i, x)| x * (0.5 + i as f32)).collect());
         let mut m = Moments::new(4);
-        m.add(&[(f, &q, 1.0)]);
+        m.add(&[window(&f, &q, 1.0)]);
         let w: Vec<f32> = (0..8).map(|i| i as f32 * 0.3 - 1.0).collect();
-        let t = m.correction("w", 1.0, 1e-9).unwrap().unwrap().target("w", &w).unwrap();
+        let t = m.correction("w", shares(1e-9)).unwrap().unwrap().target("w", &w, 1.0).unwrap();
         for (k, (t, w)) in t.iter().zip(&w).enumerate() {
             let scale = 0.5 + (k % 4) as f32;
             assert!((t * scale - w).abs() < 2e-2, "{t} {w}");

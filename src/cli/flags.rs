@@ -1,12 +1,13 @@
 //! Flags and their meaning.
 
+use crate::calibrate::moments::Shares;
 use crate::error::{Error, Result};
 use crate::factorize::{Method, Rotate};
 use crate::format::file::is_littlebit;
 use crate::gguf::{GgmlType, Gguf, encode};
 use crate::job::Options;
 use crate::job::layout::Budget;
-use crate::job::tuned::{Calibration, DRIFT_CORRECTION, Effort, POLISH_ROUNDS};
+use crate::job::tuned::{Calibration, Effort, POLISH_ROUNDS};
 use crate::plan::Target;
 use crate::plan::rules::{Rule, read_rules};
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -113,8 +114,11 @@ pub struct ConvertArgs {
     #[arg(long, value_name = "N", requires = "calibration", help_heading = "Method")]
     block_passes: Option<usize>,
     /// Share of the drift of its inputs that a matrix makes up for when it is factorized, 0 to 1
-    #[arg(long, value_name = "A", default_value_t = DRIFT_CORRECTION, requires = "calibration", value_parser = share, help_heading = "Method")]
+    #[arg(long, value_name = "A", default_value_t = Shares::default().inputs, requires = "calibration", value_parser = share, help_heading = "Method")]
     drift_correction: f64,
+    /// Share of what the residual stream lacks beside it that a matrix fills in, 0 to 1
+    #[arg(long, value_name = "B", default_value_t = Shares::default().residual, requires = "calibration", value_parser = share, help_heading = "Method")]
+    residual_correction: f64,
     /// Rounds of polish (least-squares scales, coordinate descent on signs) after LB-ADMM; 0 turns it off
     #[arg(long, value_name = "N", default_value_t = POLISH_ROUNDS, requires = "calibration", help_heading = "Method")]
     polish_rounds: usize,
@@ -284,7 +288,11 @@ impl ConvertArgs {
                 effort: self.effort,
                 windows: self.calibration_windows as usize,
                 passes: self.block_passes,
-                drift_correction: self.drift_correction,
+                correction: Shares {
+                    inputs: self.drift_correction,
+                    residual: self.residual_correction,
+                    ..Shares::default()
+                },
                 polish_rounds: self.polish_rounds,
                 steps: self.tune_steps,
                 time_budget: self.time_budget,

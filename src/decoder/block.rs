@@ -94,9 +94,19 @@ pub struct BlockTape {
 }
 
 impl BlockTape {
-    /// Inputs of the linear layers by site; the rest is dropped.
-    pub fn into_inputs(self) -> [Vec<f32>; 4] {
-        self.inputs
+    /// Inputs of the linear layers by site, and the residual stream before attention and before the feed-forward part;
+    /// the rest is dropped.
+    pub fn into_streams(self) -> ([Vec<f32>; 4], [Vec<f32>; 2]) {
+        (self.inputs, [self.x, self.middle])
+    }
+
+    /// Residual stream that the outputs of the layers at `site` are added to, if they are.
+    pub fn residual(&self, site: Site) -> Option<&[f32]> {
+        match site {
+            Site::Output => Some(&self.x),
+            Site::Down => Some(&self.middle),
+            Site::Attention | Site::Feed => None,
+        }
     }
 
     /// Drops what only the backward pass needs, and the inputs of the sites before `site`.

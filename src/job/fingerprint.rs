@@ -34,7 +34,8 @@ pub(super) fn fingerprint(sha256: &str, options: &Options) -> Result<Fingerprint
         put("effort", format!("{:?}", c.effort).to_lowercase());
         put("calibration sha256", source::sha256(&c.files)?);
         put("calibration windows", c.windows.to_string());
-        put("drift correction", c.drift_correction.to_string());
+        put("drift correction", c.correction.inputs.to_string());
+        put("residual correction", c.correction.residual.to_string());
         put("polish rounds", c.polish_rounds.to_string());
         put("block passes", c.passes.map_or("the effort's".to_owned(), |n| n.to_string()));
     }

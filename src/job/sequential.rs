@@ -6,7 +6,7 @@
 use super::block_tuning::Norms;
 use super::tuned::WINDOW;
 use crate::calibrate::imatrix::Collector;
-use crate::calibrate::moments::Moments;
+use crate::calibrate::moments::{Inputs, Moments, Shares};
 use crate::calibrate::sensitivity::Sensitivity;
 use crate::decoder::{
     Binary, Block, BlockTape, Config, Linear, Loader, Model, Precision, Rotation, Site, Weight,
@@ -25,8 +25,6 @@ use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::time::Instant;
 
-/// Ridge of the target's normal equations, relative to the mean second moment.
-const DAMP: f64 = 0.05;
 /// Windows that go through a block together.
 const AT_ONCE: usize = 16;
 /// Record of what is left of the source.
@@ -52,8 +50,9 @@ pub(super) struct Stage<'a> {
     /// Place in the plan and rank by weight name; layers without an entry stay.
     pub ranks: HashMap<&'a str, (usize, usize)>,
     pub measured: &'a HashMap<String, Sensitivity>,
-    /// Share of the drift that the targets make up for, and rounds of polish.
-    pub drift_correction: f64,
+    /// What the targets make up for.
+    pub correction: Shares,
+    /// Rounds of polish.
     pub polish_rounds: usize,
     /// Tuning of every block once it is factorized.
     pub tuning: BlockSettings,
@@ -74,6 +73,9 @@ pub(super) struct Sequential {
     /// Inputs of the source's layers over the windows of the calibration texts, if they are wanted.
     pub imatrix: Collector,
 }
+
+/// [`polish::margins`] of U and V of several paths.
+pub(super) type Margins = Vec<[Vec<f32>; 2]>;
 
 /// What is left of the source: digest of the windows, predictions, rows, sums of squares.
 type Record = (Vec<u8>, Teacher, Vec<Vec<f32>>, Collector);
@@ -118,21 +120,21 @@ impl Stage<'_> {
             let rotation = block.rotation(&rotations);
             // Windows that are not evaluated need no more precision than a training step has.
             let coarse = block.coarse();
-            let mut inputs: Vec<[Vec<bf16>; 4]> = Vec::with_capacity(self.statistics);
+            let mut inputs: Vec<Streams> = Vec::with_capacity(self.statistics);
             for (chunk, xf) in xf.chunks_mut(AT_ONCE).enumerate() {
                 let training = |i: usize| chunk * AT_ONCE + i < self.training;
                 let run = |(i, x): (usize, &mut Vec<f32>)| {
                     let block = if training(i) { &coarse } else { &block };
                     let (y, tape) = block.forward(&model.config, rotation, std::mem::take(x), WINDOW);
                     *x = y;
-                    let inputs = tape.into_inputs();
-                    let kept = (chunk * AT_ONCE + i < self.statistics)
-                        .then(|| inputs.each_ref().map(|x| x.iter().map(|x| bf16::from_f32(*x)).collect()));
+                    let (inputs, residuals) = tape.into_streams();
+                    let kept = (chunk * AT_ONCE + i < self.statistics).then(|| Streams {
+                        inputs: inputs.each_ref().map(|x| narrow(x)),
+                        residuals: residuals.each_ref().map(|x| narrow(x)),
+                    });
                     ((training(i) && self.imatrix).then_some(inputs), kept)
                 };
-                type Kept = Option<[Vec<bf16>; 4]>;
-                let tapes: Vec<(Option<[Vec<f32>; 4]>, Kept)> =
-                    xf.par_iter_mut().enumerate().map(run).collect();
+                let tapes: Vec<_> = xf.par_iter_mut().enumerate().map(run).collect();
                 for (tape, kept) in tapes {
                     for (linears, x) in block.linears.iter().zip(tape.iter().flatten()) {
                         linears.iter().for_each(|l| imatrix.add(&l.name, l.d_in, x));
@@ -147,20 +149,23 @@ impl Stage<'_> {
                     (block, Some(tuned.outcome))
                 }
                 None => {
-                    let before = self.tunes(b).then(|| xq.clone());
-                    let (mut block, margins) =
-                        self.block(&model, block, rotation, inputs, &mut xq, &mut made)?;
-                    let mut outcome = None;
-                    if let Some(before) = before {
-                        let streams = [&before, &xf[..self.statistics]];
-                        let config = &model.config;
-                        let tuned =
+                    let config = &model.config;
+                    let tunes = self.tunes(b);
+                    let before = if tunes { xq.clone() } else { std::mem::take(&mut xq) };
+                    let (mut block, margins, mut states) =
+                        self.block(config, block, rotation, inputs, before, &mut made)?;
+                    if tunes {
+                        drop(states);
+                        let streams = [&xq, &xf[..self.statistics]];
+                        let outcome =
                             self.tune(b, config, &mut block, rotation, streams, &margins, &mut made)?;
-                        outcome = Some(tuned);
-                        xq = before;
                         pass(config, &mut block, rotation, &mut xq);
+                        (block, Some(outcome))
+                    } else {
+                        xq = states.par_iter_mut().map(|state| block.finish(config, state)).collect();
+                        block.set_precision(Precision::Fine);
+                        (block, None)
                     }
-                    (block, outcome)
                 }
             };
             model.blocks.push(block);
@@ -193,21 +198,21 @@ impl Stage<'_> {
         hash.finalize().to_vec()
     }
 
-    /// Factorizes one block. `inputs` are those of its layers in the source, by window and site; `xq` is the
-    /// compressed stream. Returns the [margins](polish::margins) of all paths besides, if the block is to be tuned.
+    /// Factorizes one block. `source` are the source's streams in it, by window; `xq` is the compressed stream before it.
+    /// Returns the block in coarse precision, the [margins](polish::margins) of all paths if it is to be tuned, and the
+    /// compressed stream before the block's last site.
     fn block(
         &self,
-        model: &Model,
+        c: &Config,
         mut block: Block,
         rotation: &Rotation,
-        inputs: Vec<[Vec<bf16>; 4]>,
-        xq: &mut [Vec<f32>],
+        source: Vec<Streams>,
+        xq: Vec<Vec<f32>>,
         made: &mut HashMap<String, Made>,
-    ) -> Result<(Block, Vec<[Vec<f32>; 2]>)> {
-        let c = &model.config;
+    ) -> Result<(Block, Margins, Vec<BlockTape>)> {
         let mut margins = Vec::new();
         // The compressed stream goes from site to site, past layers that are factorized by then.
-        let mut states: Vec<BlockTape> = xq.iter_mut().map(|x| block.begin(c, std::mem::take(x))).collect();
+        let mut states: Vec<BlockTape> = xq.into_iter().map(|x| block.begin(c, x)).collect();
         for site in Site::ALL {
             let linears = &mut block.linears[site as usize];
             // Margins need the moments even of what is made already.
@@ -217,25 +222,30 @@ impl Stage<'_> {
             };
             if linears.iter().any(open) {
                 let mut moments = Moments::new(linears[0].d_in);
-                let windows = inputs.iter().zip(&states).zip(&self.shares);
-                let windows: Vec<_> =
-                    windows.map(|((s, q), share)| (&s[site as usize], q.input(site), *share)).collect();
-                moments.add(&windows);
+                // A norm in between would bend what the residual stream lacks.
+                let added = match site {
+                    Site::Output => block.post_norms[0].is_none(),
+                    _ => block.post_norms[1].is_none(),
+                };
+                let windows = source.iter().zip(&states).zip(&self.shares);
+                let windows = windows.map(|((s, q), &weight)| {
+                    let residual = q.residual(site).filter(|_| added);
+                    let residual = residual.map(|r| (&s.residuals[site as usize / 2][..], r));
+                    Inputs { source: &s.inputs[site as usize], compressed: q.input(site), residual, weight }
+                });
+                moments.add(&windows.collect::<Vec<_>>());
                 margins.extend(self.site(linears, &moments, made)?);
             }
             linears.iter_mut().for_each(|l| replace(l, made));
             linears.iter_mut().for_each(|l| l.set_precision(Precision::Coarse));
-            states.par_iter_mut().zip(xq.par_iter_mut()).for_each(|(state, x)| {
-                if site == Site::Down {
-                    *x = block.finish(c, state);
-                } else {
+            if site != Site::Down {
+                states.par_iter_mut().for_each(|state| {
                     block.advance(c, rotation, state, site, WINDOW);
-                }
-                state.shed(site);
-            });
+                    state.shed(site);
+                });
+            }
         }
-        block.set_precision(Precision::Fine);
-        Ok((block, margins))
+        Ok((block, margins, states))
     }
 
     /// Factorizes the layers that read the inputs of `moments`, unless they are made already. Returns margins if they are
@@ -245,11 +255,11 @@ impl Stage<'_> {
         linears: &[Linear],
         moments: &Moments,
         made: &mut HashMap<String, Made>,
-    ) -> Result<Vec<[Vec<f32>; 2]>> {
+    ) -> Result<Margins> {
         let mut margins = Vec::new();
         let importance = moments.importance();
         let metric = polish::metric(&moments.compressed(), importance.len());
-        let correction = moments.correction(&linears[0].name, self.drift_correction, DAMP)?;
+        let correction = moments.correction(&linears[0].name, self.correction)?;
         for l in linears {
             let (Some(&(index, rank)), Weight::Dense(w)) = (self.ranks.get(l.name.as_str()), &l.weight)
             else {
@@ -257,7 +267,7 @@ impl Stage<'_> {
             };
             let started = Instant::now();
             let target = match &correction {
-                Some(c) => c.target(&l.name, w)?,
+                Some(c) => c.target(&l.name, w, l.scale)?,
                 None => w.clone(),
             };
             // Rows whose errors cost more count more.
@@ -322,6 +332,18 @@ impl Stage<'_> {
         }
         Ok(Factors { paths: options.paths, slices: outcome.paths })
     }
+}
+
+/// What is kept of the source's streams in a block, for one window.
+struct Streams {
+    /// Inputs of the layers by site.
+    inputs: [Vec<bf16>; 4],
+    /// Residual stream before attention and before the feed-forward part.
+    residuals: [Vec<bf16>; 2],
+}
+
+fn narrow(x: &[f32]) -> Vec<bf16> {
+    x.iter().map(|x| bf16::from_f32(*x)).collect()
 }
 
 /// Share of the uniform weight in that of the rows.

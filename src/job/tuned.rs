@@ -1,6 +1,7 @@
 //! The calibrated path of a conversion: factorization in model order on the activations of the part that is already
 //! compressed, then distillation of the whole model, then its comparison with the source.
 
+use crate::calibrate::moments::Shares;
 use crate::calibrate::sensitivity::{self, Sensitivity};
 use crate::calibrate::text::{self, Mixture};
 use crate::decoder::{self, Config, Model, Weight};
@@ -27,8 +28,6 @@ pub const WINDOW: usize = 512;
 /// Windows that one text is evaluated on at most.
 pub const EVALUATION_WINDOWS: usize = 32;
 
-/// Share of the drift that a target makes up for by default: all of it follows the calibration text too closely.
-pub const DRIFT_CORRECTION: f64 = 0.5;
 /// Rounds of polish by default; more gain little.
 pub const POLISH_ROUNDS: usize = 2;
 /// Tokens of the prompt of a sample, and of its continuation.
@@ -111,8 +110,8 @@ pub struct Calibration {
     pub windows: usize,
     /// Passes of block tuning instead of the effort's.
     pub passes: Option<usize>,
-    /// Share of the drift of its inputs that a matrix makes up for.
-    pub drift_correction: f64,
+    /// How much of what went wrong before it a matrix makes up for.
+    pub correction: Shares,
     /// Rounds of polish.
     pub polish_rounds: usize,
     /// Distillation steps instead of the effort's.
@@ -240,7 +239,7 @@ impl<'a> Calibrated<'a> {
             training: training.len(),
             ranks: ranks.map(|(i, (s, e))| (s.name.as_str(), (i, e.rank))).collect(),
             measured,
-            drift_correction: calibration.drift_correction,
+            correction: calibration.correction,
             polish_rounds: calibration.polish_rounds,
             tuning: BlockSettings { passes, ..BlockSettings::default() },
             imatrix: calibration.save_imatrix.is_some(),
@@ -285,12 +284,12 @@ impl<'a> Calibrated<'a> {
     }
 }
 
-/// Windows whose activations, kept while a block is factorized, fit into [`MOMENT_MEMORY`]: the inputs of all sites in two
-/// bytes, and residual stream, middle and one input in four, the block's input once more if it is `tuned`.
+/// Windows whose activations, kept while a block is factorized, fit into [`MOMENT_MEMORY`]: the inputs of all sites and
+/// the residual stream at two places in two bytes, and residual stream, middle and one input in four, the block's input once more if it is `tuned`.
 fn most_for_moments(c: &Config, tuned: bool) -> usize {
     let (d, heads) = (c.d_model, c.heads * c.d_value);
     let streams = if tuned { 3 } else { 2 };
-    let token = 2 * (2 * d + heads + c.d_ff) + 4 * (streams * d + c.d_ff.max(heads));
+    let token = 2 * (4 * d + heads + c.d_ff) + 4 * (streams * d + c.d_ff.max(heads));
     (MOMENT_MEMORY / (token * WINDOW)).max(16)
 }
 
