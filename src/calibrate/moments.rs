@@ -71,7 +71,12 @@ impl Moments {
                 let mut weights = token_weights(&source, d);
                 weights.iter_mut().for_each(|x| *x *= w.weight.sqrt());
                 let lack = w.residual.map(|(f, q)| {
-                    let lack: Vec<f32> = f.iter().zip(q).map(|(f, q)| f.to_f32() - q).collect();
+                    let f: Vec<f32> = f.iter().map(|x| x.to_f32()).collect();
+                    let lack: Vec<f32> = f.iter().zip(q).map(|(f, q)| f - q).collect();
+                    // Norms have made the inputs alike, so those of a token with a massive residual stream look like
+                    // any other's: what it lacks, a hundred times more than the others, must be held off here.
+                    let massive = token_weights(&f, f.len() / weights.len());
+                    let weights: Vec<f32> = weights.iter().zip(massive).map(|(w, m)| w * m * m).collect();
                     weighed(&lack, &weights)
                 });
                 let tokens = weights.len() as f64 * f64::from(w.weight);
@@ -204,8 +209,8 @@ mod tests {
         let (f, q) = streams(4, <[f32]>::to_vec);
         let map = [[1.0f32, 0.0, -2.0, 0.5], [0.0, 3.0, 0.0, -1.0]];
         let lack = |x: &[f32]| map.map(|m| m.iter().zip(x).map(|(m, x)| m * x).sum::<f32>());
-        let rf: Vec<bf16> = q.chunks_exact(4).flat_map(lack).map(bf16::from_f32).collect();
-        let rq = vec![0f32; rf.len()];
+        let rq: Vec<f32> = q.chunks_exact(4).flat_map(lack).map(|x| 64.0 - x).collect();
+        let rf = vec![bf16::from_f32(64.0); rq.len()];
         let mut m = Moments::new(4);
         m.add(&[Inputs { residual: Some((&rf, &rq)), ..window(&f, &q, 1.0) }]);
         let w = [0.5f32, 1.0, -1.0, 2.0, 0.0, 0.25, 0.5, 1.0];
@@ -214,6 +219,21 @@ mod tests {
         for ((t, w), m) in target.iter().zip(w).zip(map.concat()) {
             assert!((t - w - 0.5 * m / 2.0).abs() < 2e-2, "{t} from {w} and {m}");
         }
+    }
+
+    #[test]
+    fn a_massive_residual_stream_does_not_rule_the_target() {
+        // Every token but one lacks nothing; that one's residual stream, a thousand times as long, lacks a tenth of itself.
+        let (f, q) = streams(4, <[f32]>::to_vec);
+        let mut rf = vec![bf16::from_f32(1.0); 2 * f.len() / 4];
+        let mut rq = vec![1f32; rf.len()];
+        rf[..2].fill(bf16::from_f32(1000.0));
+        rq[..2].fill(900.0);
+        let mut m = Moments::new(4);
+        m.add(&[Inputs { residual: Some((&rf, &rq)), ..window(&f, &q, 1.0) }]);
+        let w = [0.5f32, 1.0, -1.0, 2.0, 0.0, 0.25, 0.5, 1.0];
+        let target = m.correction("w", shares(1e-9)).unwrap().unwrap().target("w", &w, 1.0).unwrap();
+        assert!(target.iter().zip(w).all(|(t, w)| (t - w).abs() < 1e-2), "{target:?}");
     }
 
     #[test]
