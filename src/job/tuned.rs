@@ -79,9 +79,9 @@ struct Amounts {
 impl Effort {
     fn amounts(self) -> Amounts {
         let [sensitivity, moments, iterations, passes, steps] = match self {
-            Effort::Fast => [6, 128, 12, 0, 100],
-            Effort::Normal => [12, 320, 20, 2, 400],
-            Effort::Best => [24, 512, 40, 3, 1600],
+            Effort::Fast => [4, 128, 12, 0, 70],
+            Effort::Normal => [12, 256, 20, 2, 300],
+            Effort::Best => [24, 512, 40, 3, 1000],
         };
         Amounts { sensitivity, moments, iterations, passes, steps }
     }
