@@ -342,7 +342,7 @@ fn killed_runs_go_on_to_the_same_bytes() {
         let mut c = Command::new(support::BIN);
         c.arg(f.f32()).arg(out).arg("--calibration").arg(&calibration);
         c.args(["--tensor-rule", r"blk\.([2-9]|\d\d)\.=keep", "--iterations", "4", "--effort", "fast", "-q"]);
-        c.args(["--tune-steps", "12", "--force", "--save-imatrix"]).arg(&imatrix);
+        c.args(["--generated-windows", "2", "--tune-steps", "12", "--force", "--save-imatrix"]).arg(&imatrix);
         c
     };
     let started = std::time::Instant::now();
@@ -406,6 +406,7 @@ fn perplexity_of_a_calibrated_model_is_llama_cpps() {
     std::fs::write(&calibration, cut(read("build.md"), 8000)).unwrap();
     std::fs::write(&evaluation, cut(read("function-calling.md"), 8000)).unwrap();
     let out = f.path("tuned.gguf");
+    let statistics = f.path("statistics");
     let run = |passes: &str, steps: &str| -> Json {
         let stdout = ok(&[
             s(&f.f32()),
@@ -417,11 +418,13 @@ fn perplexity_of_a_calibrated_model_is_llama_cpps() {
             "4",
             "--calibration",
             s(&calibration),
-            // More than the text has: the source goes on from it.
-            "--calibration-windows",
-            "8",
+            // The source writes as much again.
+            "--generated-windows",
+            "4",
             "--effort",
             "fast",
+            "--statistics",
+            s(&statistics),
             "--block-passes",
             passes,
             "--tune-steps",
@@ -430,6 +433,9 @@ fn perplexity_of_a_calibrated_model_is_llama_cpps() {
             s(&evaluation),
             "--json",
         ]);
+        // Measured once, then read.
+        let first = passes == "0" && steps == "0";
+        assert_eq!(stdout.contains("\"sensitivity\""), first);
         let line = stdout.lines().last().unwrap();
         serde_json::from_str::<Json>(line).unwrap()["report"]["evaluations"][0].clone()
     };

@@ -25,24 +25,13 @@ pub fn windows_of(files: &[PathBuf], tokenizer: &Tokenizer, length: usize) -> Re
     files.iter().map(read).collect()
 }
 
-/// `count` pieces of `length` tokens out of `windows`, from ever other places, with `first` before them.
-pub fn prompts(windows: &[Vec<u32>], count: usize, length: usize, first: Option<u32>) -> Vec<Vec<u32>> {
-    let piece = |i: usize| {
-        let window = &windows[i % windows.len()];
-        // A third of a window on at each pass, so that passes over the text do not repeat its pieces.
-        let start = (i / windows.len() * (window.len() / 3) + window.len() / 2) % (window.len() - length);
-        first.into_iter().chain(window[start..start + length].iter().copied()).collect()
-    };
-    (0..count).map(piece).collect()
-}
-
 /// Windows of several files and the order in which they are used: one of each file in turn, a shorter file from its
 /// beginning again while the others go on.
 #[derive(Clone, Debug)]
 pub struct Mixture {
     /// All windows; the first ones alternate between the files, so that any number of them is mixed.
     pub windows: Vec<Vec<u32>>,
-    /// Positions of each file's windows among them.
+    /// Positions of each file's windows among them, in the order of use.
     files: Vec<Vec<usize>>,
 }
 
@@ -65,6 +54,14 @@ impl Mixture {
         self.windows.truncate(n);
         self.files.iter_mut().for_each(|f| f.retain(|&i| i < n));
         self.files.retain(|f| !f.is_empty());
+    }
+
+    /// Has every file begin with its first window that is not among the first `n` of all; those come last.
+    pub fn begin_after(&mut self, n: usize) {
+        for file in &mut self.files {
+            let first = file.iter().position(|&i| i >= n).unwrap_or(0);
+            file.rotate_left(first);
+        }
     }
 
     /// Weights of the first `n` windows with which every file counts alike; 1 on average.
@@ -93,18 +90,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn prompts_come_from_other_places() {
-        let windows: Vec<Vec<u32>> = (0..2).map(|w| (0..30).map(|t| 100 * w + t).collect()).collect();
-        let all = prompts(&windows, 6, 4, Some(7));
-        assert_eq!(all[0], [7, 15, 16, 17, 18]);
-        assert_eq!(all[1], [7, 115, 116, 117, 118]);
-        let starts: std::collections::BTreeSet<u32> = all.iter().map(|p| p[1]).collect();
-        assert_eq!(starts.len(), 6, "a piece twice: {starts:?}");
-        assert!(all.iter().all(|p| p.len() == 5 && p[4] - p[1] == 3), "pieces lie within one window");
-        assert_eq!(prompts(&windows, 1, 4, None)[0], [15, 16, 17, 18]);
-    }
-
-    #[test]
     fn files_take_turns() {
         let file = |n: u32, len: usize| (0..len).map(|i| vec![n, i as u32]).collect();
         let mut mixture = Mixture::new(vec![file(1, 3), file(2, 1)]);
@@ -114,6 +99,10 @@ mod tests {
         assert_eq!(order, [(0, 0), (1, 0), (2, 0), (1, 1), (3, 0), (1, 2), (0, 1), (1, 3)]);
         assert_eq!(mixture.shares(4), [4.0 / 6.0, 2.0, 4.0 / 6.0, 4.0 / 6.0]);
         assert_eq!(mixture.shares(1), [1.0]);
+        mixture.begin_after(2);
+        let order: Vec<_> = (0..6).map(|k| mixture.at(k)).collect();
+        assert_eq!(order, [(2, 0), (1, 0), (3, 0), (1, 1), (0, 0), (1, 2)]);
+        assert_eq!(mixture.shares(4), [4.0 / 6.0, 2.0, 4.0 / 6.0, 4.0 / 6.0]);
         mixture.truncate(1);
         assert_eq!((mixture.at(0), mixture.at(1)), ((0, 0), (0, 1)));
     }

@@ -105,10 +105,10 @@ pub struct ConvertArgs {
     /// How much work --calibration does: fast, normal or best
     #[arg(long, value_name = "NAME", default_value = "normal", value_parser = parse::<Effort>, help_heading = "Method")]
     effort: Effort,
-    /// Windows of 512 tokens to calibrate on at least: where the files have fewer, the source model itself goes on from
-    /// pieces of them
-    #[arg(long, value_name = "N", default_value_t = 0, requires = "calibration", value_parser = clap::value_parser!(u32).range(0..=65536), help_heading = "Method")]
-    calibration_windows: u32,
+    /// Windows of 512 tokens that the source model writes by itself, as one more text to calibrate on beside the files, instead
+    /// of the effort's; 0 turns it off
+    #[arg(long, value_name = "N", requires = "calibration", value_parser = clap::value_parser!(u32).range(0..=65536), help_heading = "Method")]
+    generated_windows: Option<u32>,
     /// Passes over the text that tune each block (signs, scales, norms) once it is factorized, instead of the effort's;
     /// 0 turns it off
     #[arg(long, value_name = "N", requires = "calibration", help_heading = "Method")]
@@ -128,6 +128,10 @@ pub struct ConvertArgs {
     /// Also write the importance matrix of the calibration text, as llama-imatrix does, for llama-quantize or --imatrix
     #[arg(long, value_name = "FILE", requires = "calibration", help_heading = "Output")]
     save_imatrix: Option<PathBuf>,
+    /// Keep what is measured of the source in this file, and take it from there if the file is there: for conversions of
+    /// one model to several sizes
+    #[arg(long, value_name = "FILE", requires = "calibration", help_heading = "Run")]
+    statistics: Option<PathBuf>,
     /// Time for the whole calibrated run (90s, 40m, 2h) instead of a number of steps; the result depends on the machine
     #[arg(long, value_name = "TIME", requires = "calibration", conflicts_with = "tune_steps", value_parser = duration, help_heading = "Method")]
     time_budget: Option<Duration>,
@@ -286,7 +290,7 @@ impl ConvertArgs {
             calibration: (!self.calibration.is_empty()).then(|| Calibration {
                 files: self.calibration.clone(),
                 effort: self.effort,
-                windows: self.calibration_windows as usize,
+                generated: self.generated_windows.map(|n| n as usize),
                 passes: self.block_passes,
                 correction: Shares {
                     inputs: self.drift_correction,
@@ -297,6 +301,7 @@ impl ConvertArgs {
                 steps: self.tune_steps,
                 time_budget: self.time_budget,
                 save_imatrix: self.save_imatrix.clone(),
+                statistics: self.statistics.clone(),
                 evaluation: self.eval.clone(),
             }),
             token_embedding_type: self.token_embedding_type,

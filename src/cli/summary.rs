@@ -2,8 +2,8 @@
 
 use super::print_line;
 use crate::error::Result;
-use crate::job::Report;
 use crate::job::layout::Outlook;
+use crate::job::{Report, memory};
 
 /// `bytes` as a person reads it.
 pub fn size(bytes: u64) -> String {
@@ -35,7 +35,7 @@ pub fn print(report: &Report, json: bool) -> Result<()> {
     if json {
         let mut line = serde_json::json!({ "event": "done", "warning": report.calibration.is_empty().then(|| verdict(report)) });
         line["report"] = serde_json::to_value(report).expect("a report is plain data");
-        line["peak_rss_bytes"] = serde_json::json!(peak_rss());
+        line["peak_rss_bytes"] = serde_json::json!(memory::peak_rss());
         return print_line(&line.to_string());
     }
     let mut classes: Vec<(&str, usize, u64, u64, f64, f64)> = Vec::new();
@@ -77,7 +77,7 @@ pub fn print(report: &Report, json: bool) -> Result<()> {
         report.bpw,
         report.bpw_file,
         report.seconds,
-        size(peak_rss())
+        size(memory::peak_rss())
     ))?;
     for e in &report.evaluations {
         let c = &e.comparison;
@@ -101,6 +101,12 @@ pub fn print(report: &Report, json: bool) -> Result<()> {
             one_line(&e.sample.prompt),
             one_line(&e.sample.continuation)
         ))?;
+    }
+    let stages = report.stages.iter().filter(|_| !report.calibration.is_empty());
+    let stages: Vec<String> =
+        stages.map(|s| format!("{} {:.0} s, {}", s.name, s.seconds, size(s.peak_rss))).collect();
+    if !stages.is_empty() {
+        print_line(&format!("stages, with the peak RSS so far: {}", stages.join("; ")))?;
     }
     match report.calibration.is_empty() {
         true => print_line(&verdict(report)),
@@ -134,15 +140,4 @@ pub fn print_plan(outlook: &Outlook, json: bool) -> Result<()> {
         outlook.file_bytes,
         size(outlook.file_bytes)
     ))
-}
-
-/// Largest resident set of this process so far, in bytes; 0 where the system does not tell.
-fn peak_rss() -> u64 {
-    // SAFETY: getrusage fills the zeroed struct that it is given and keeps no pointer.
-    let (status, usage) = unsafe {
-        let mut usage: libc::rusage = std::mem::zeroed();
-        (libc::getrusage(libc::RUSAGE_SELF, &mut usage), usage)
-    };
-    let unit = if cfg!(target_os = "macos") { 1 } else { 1024 };
-    if status == 0 { usage.ru_maxrss as u64 * unit } else { 0 }
 }

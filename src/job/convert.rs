@@ -10,6 +10,7 @@ use crate::job::header::{Action, Summary, TOOL, describe, littlebit_kv, method_t
 use crate::job::journal::Journal;
 use crate::job::layout::{Budget, Layout};
 use crate::job::report::{Evaluation, Event, KeptReport, MatrixReport, Report};
+use crate::job::stages::Stages;
 use crate::job::tensor::{Done, factorize_tensor, finished, keep};
 use crate::job::tuned::{Calibrated, Calibration};
 use crate::job::{ordered, output};
@@ -72,6 +73,9 @@ pub fn convert(
         }
         output::check_target(path, &inputs, options.force)?;
     }
+    if options.calibration.as_ref().is_some_and(|c| c.statistics.as_deref() == Some(target)) {
+        return Err(Error::usage("--statistics and the output name the same file"));
+    }
     if source.kv().iter().any(|(k, _)| k == key::VERSION) {
         return Err(Error::unsupported(
             source.path(),
@@ -95,8 +99,14 @@ pub fn convert(
         .build()
         .map_err(|e| Error::usage(format!("cannot start {} threads: {e}", options.threads)))?;
     let run = Run { source, target, options, pool, sha256, journal: &journal };
-    match run.finish(&mut layout, &mut progress) {
+    let mut stages = Stages::new();
+    let mut heard = |event: Event| {
+        stages.hear(&event);
+        progress(event);
+    };
+    match run.finish(&mut layout, &mut heard) {
         Ok(mut report) => {
+            report.stages = stages.done();
             journal.remove()?;
             report.seconds = started.elapsed().as_secs_f64();
             Ok(report)
@@ -130,7 +140,7 @@ struct Run<'a> {
 impl Run<'_> {
     /// Makes what is not made yet and writes the file.
     fn finish(self, layout: &mut Layout, progress: &mut dyn FnMut(Event)) -> Result<Report> {
-        let Self { source, target, options, pool, journal, .. } = self;
+        let Self { source, target, options, pool, sha256, journal } = self;
         let calibrated = match &options.calibration {
             None => None,
             Some(calibration) => {
@@ -140,7 +150,7 @@ impl Run<'_> {
                     progress,
                 )?;
                 // Events come from the thread that runs the stages; they are handed on as they arrive.
-                let measured = in_pool(&pool, |on_event| c.sensitivities(on_event), progress)?;
+                let measured = in_pool(&pool, |on_event| c.sensitivities(&sha256, on_event), progress)?;
                 layout.set_sensitivities(&measured);
                 Some((c, measured))
             }
@@ -162,7 +172,7 @@ impl Run<'_> {
             n_params,
             bpw: factor_bits as f64 / plan.weights as f64,
             bpw_file: data_bits as f64 / n_params as f64,
-            sha256: self.sha256,
+            sha256,
             imatrix: imatrix.as_ref(),
             calibration: prepared.as_ref().map(|p| p.tokens),
             evaluations: prepared.iter().flat_map(|p| &p.evaluations).map(Evaluation::figures).collect(),
@@ -256,6 +266,7 @@ impl Run<'_> {
             bytes,
             mean_error: matrices.iter().map(|m| m.error * share(m)).sum(),
             seconds: 0.0,
+            stages: Vec::new(),
             matrices,
             kept,
         })

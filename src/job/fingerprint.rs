@@ -33,7 +33,7 @@ pub(super) fn fingerprint(sha256: &str, options: &Options) -> Result<Fingerprint
     if let Some(c) = &options.calibration {
         put("effort", format!("{:?}", c.effort).to_lowercase());
         put("calibration sha256", source::sha256(&c.files)?);
-        put("calibration windows", c.windows.to_string());
+        put("generated windows", c.generated().to_string());
         put("drift correction", c.correction.inputs.to_string());
         put("residual correction", c.correction.residual.to_string());
         put("polish rounds", c.polish_rounds.to_string());

@@ -85,13 +85,7 @@ impl Journal {
     /// # Errors
     /// [`Error::Io`] if it is there and cannot be read.
     pub fn get<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
-        let path = self.path(name);
-        let bytes = match std::fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(Error::io(&path, "read", e)),
-        };
-        Ok(payload(&bytes).and_then(|p| postcard::from_bytes(p).ok()))
+        Ok(read(&self.path(name))?.and_then(|bytes| decode(&bytes)))
     }
 
     /// Writes the record `name`, in place of an older one. `what` says in an error what it is.
@@ -100,11 +94,7 @@ impl Journal {
     /// [`Error::Io`].
     pub fn put<T: Serialize>(&self, name: &str, what: &str, value: &T) -> Result<()> {
         let path = self.path(name);
-        let payload =
-            postcard::to_stdvec(value).map_err(|e| Error::io(&path, "encode", std::io::Error::other(e)))?;
-        let mut header = MAGIC.to_vec();
-        header.extend_from_slice(&(payload.len() as u64).to_le_bytes());
-        header.extend_from_slice(&Sha256::digest(&payload));
+        let [header, payload] = encode(&path, value)?;
         self.place(&path, what, &[&header, &payload])
     }
 
@@ -137,6 +127,36 @@ impl Journal {
     }
 }
 
+/// Bytes of a file, `None` if there is none.
+///
+/// # Errors
+/// [`Error::Io`] if it is there and cannot be read.
+pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::io(path, "read", e)),
+    }
+}
+
+/// Header and payload of a record.
+///
+/// # Errors
+/// [`Error::Io`] on `path` if the value cannot be encoded.
+pub(super) fn encode<T: Serialize>(path: &Path, value: &T) -> Result<[Vec<u8>; 2]> {
+    let payload =
+        postcard::to_stdvec(value).map_err(|e| Error::io(path, "encode", std::io::Error::other(e)))?;
+    let mut header = MAGIC.to_vec();
+    header.extend_from_slice(&(payload.len() as u64).to_le_bytes());
+    header.extend_from_slice(&Sha256::digest(&payload));
+    Ok([header, payload])
+}
+
+/// The value of a record that is whole.
+pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    payload(bytes).and_then(|p| postcard::from_bytes(p).ok())
+}
+
 /// Payload of a whole record.
 fn payload(bytes: &[u8]) -> Option<&[u8]> {
     let (header, payload) = bytes.split_at_checked(HEADER)?;
@@ -147,7 +167,7 @@ fn payload(bytes: &[u8]) -> Option<&[u8]> {
 }
 
 /// The first field in which two runs differ.
-fn difference(old: &Fingerprint, new: &Fingerprint) -> Option<String> {
+pub(super) fn difference(old: &Fingerprint, new: &Fingerprint) -> Option<String> {
     let keys = old.keys().chain(new.keys());
     let text = |f: &Fingerprint, key: &String| f.get(key).map_or("absent".to_owned(), |v| format!("'{v}'"));
     let key = keys.min_by_key(|k| (old.get(*k) == new.get(*k), (*k).clone()))?;

@@ -7,6 +7,7 @@
 mod block_tuning;
 pub mod convert;
 mod fingerprint;
+mod generated;
 mod header;
 pub mod journal;
 pub mod layout;
@@ -15,6 +16,8 @@ pub mod ordered;
 pub mod output;
 pub mod report;
 mod sequential;
+mod stages;
+mod statistics;
 mod tensor;
 pub mod tuned;
 

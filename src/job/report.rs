@@ -126,6 +126,17 @@ impl Evaluation {
     }
 }
 
+/// A stage that is over.
+#[derive(Clone, Debug, Serialize)]
+pub struct StageReport {
+    /// Stage, as in [`Event::Stage`]; "write" is what comes last.
+    pub name: &'static str,
+    /// Wall time.
+    pub seconds: f64,
+    /// Largest resident set of the process from its beginning to the end of the stage, bytes.
+    pub peak_rss: u64,
+}
+
 /// Result of a conversion.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
@@ -163,6 +174,8 @@ pub struct Report {
     pub mean_error: f64,
     /// Wall time of the run in seconds.
     pub seconds: f64,
+    /// Its stages in order.
+    pub stages: Vec<StageReport>,
     /// Factorized matrices in file order.
     pub matrices: Vec<MatrixReport>,
     /// Everything else in file order.

@@ -8,13 +8,15 @@ use crate::decoder::{self, Config, Model, Weight};
 use crate::error::{Error, Result};
 use crate::factorize;
 use crate::job::convert::Options;
+use crate::job::generated;
 use crate::job::header::file_name;
 use crate::job::journal::Journal;
 use crate::job::output::AtomicFile;
 use crate::job::report::{Evaluation, Event, Sample};
 use crate::job::sequential::{Made, Sequential, Stage};
+use crate::job::statistics;
 use crate::plan::{MatrixSpec, Plan};
-use crate::source::TensorSource;
+use crate::source::{self, TensorSource};
 use crate::tokenize::Tokenizer;
 use crate::tune::{BlockSettings, Checkpoint, Distillation, Length, Settings, Teacher};
 use crate::verify;
@@ -34,12 +36,6 @@ pub const POLISH_ROUNDS: usize = 2;
 const SAMPLE: (usize, usize) = (24, 40);
 /// Windows that a run with a time budget may use.
 const TIMED_WINDOWS: usize = 1024;
-/// Tokens of calibration text from which the source goes on in generated windows.
-const PROMPT: usize = 64;
-/// Generated pieces in a window: shorter ones take less time.
-const PIECES: usize = 2;
-/// Record of the generated windows.
-const GENERATED: &str = "generated";
 /// Bytes that the activations kept for moments may take.
 const MOMENT_MEMORY: usize = 6 << 30;
 /// Windows of text with which an effort tunes blocks.
@@ -64,6 +60,8 @@ pub enum Effort {
 
 /// How much of what an effort does.
 struct Amounts {
+    /// Windows that the source writes.
+    generated: usize,
     /// Windows for sensitivities.
     sensitivity: usize,
     /// Windows for moments.
@@ -78,12 +76,12 @@ struct Amounts {
 
 impl Effort {
     fn amounts(self) -> Amounts {
-        let [sensitivity, moments, iterations, passes, steps] = match self {
-            Effort::Fast => [4, 128, 12, 0, 70],
-            Effort::Normal => [12, 256, 20, 2, 300],
-            Effort::Best => [24, 512, 40, 3, 1000],
+        let [generated, sensitivity, moments, iterations, passes, steps] = match self {
+            Effort::Fast => [48, 4, 128, 12, 0, 70],
+            Effort::Normal => [128, 12, 256, 20, 2, 300],
+            Effort::Best => [256, 24, 512, 40, 3, 1000],
         };
-        Amounts { sensitivity, moments, iterations, passes, steps }
+        Amounts { generated, sensitivity, moments, iterations, passes, steps }
     }
 }
 
@@ -106,8 +104,8 @@ pub struct Calibration {
     pub files: Vec<PathBuf>,
     /// How much work.
     pub effort: Effort,
-    /// Windows of text at least; the source writes what the files lack.
-    pub windows: usize,
+    /// Windows that the source writes instead of the effort's.
+    pub generated: Option<usize>,
     /// Passes of block tuning instead of the effort's.
     pub passes: Option<usize>,
     /// How much of what went wrong before it a matrix makes up for.
@@ -120,8 +118,17 @@ pub struct Calibration {
     pub time_budget: Option<Duration>,
     /// Where to write the importance matrix of the texts, in llama-imatrix's format.
     pub save_imatrix: Option<PathBuf>,
+    /// File that keeps what was measured of the source: read if it is there, written if not.
+    pub statistics: Option<PathBuf>,
     /// Texts to compare source and result on.
     pub evaluation: Vec<PathBuf>,
+}
+
+impl Calibration {
+    /// Windows that the source writes.
+    pub(super) fn generated(&self) -> usize {
+        self.generated.unwrap_or(self.effort.amounts().generated)
+    }
 }
 
 /// What came out of it, for the writer.
@@ -145,8 +152,6 @@ pub(super) struct Calibrated<'a> {
     started: Instant,
     tokenizer: Tokenizer,
     text: Mixture,
-    /// Whether the source wrote some of it.
-    generated: bool,
     /// Windows of every evaluation text.
     texts: Vec<Vec<Vec<u32>>>,
 }
@@ -163,8 +168,10 @@ impl<'a> Calibrated<'a> {
         let started = Instant::now();
         let tokenizer = Tokenizer::from_kv(source.path(), source.kv())?;
         let mut files = text::windows_of(&calibration.files, &tokenizer, WINDOW)?;
-        let (wanted, seed) = (calibration.windows, options.seed);
-        let generated = add_generated(source, &mut files, &tokenizer, wanted, seed, journal, progress)?;
+        let count = calibration.generated();
+        if count > 0 {
+            files.push(generated::windows(source, &tokenizer, count, options.seed, journal, progress)?);
+        }
         let text = Mixture::new(files);
         let mut texts = text::windows_of(&calibration.evaluation, &tokenizer, WINDOW)?;
         texts.iter_mut().for_each(|t| t.truncate(EVALUATION_WINDOWS));
@@ -174,33 +181,50 @@ impl<'a> Calibrated<'a> {
             let what = format!("token {t} of the tokenizer has no embedding");
             return Err(Error::unsupported(source.path(), what));
         }
-        Ok(Self { source, options, calibration, journal, started, tokenizer, text, generated, texts })
+        Ok(Self { source, options, calibration, journal, started, tokenizer, text, texts })
     }
 
-    /// What the loss feels of errors in each weight, by name.
-    pub fn sensitivities(&self, progress: &mut dyn FnMut(Event)) -> Result<HashMap<String, Sensitivity>> {
-        let loader = decoder::Loader::new(self.source)?;
-        let all: Vec<Sensitivity> = match self.journal.get(SENSITIVITY)? {
+    /// What the loss feels of errors in each weight of the source with digest `sha256`, by name: from the journal, from the
+    /// file of statistics, or measured.
+    pub fn sensitivities(
+        &self,
+        sha256: &str,
+        progress: &mut dyn FnMut(Event),
+    ) -> Result<HashMap<String, Sensitivity>> {
+        let amount = self.calibration.effort.amounts().sensitivity;
+        let file = match &self.calibration.statistics {
+            Some(path) => {
+                let (digest, windows) =
+                    (source::sha256(&self.calibration.files)?, self.calibration.generated());
+                Some((path, statistics::fingerprint(sha256, &digest, [windows, amount], self.options.seed)))
+            }
+            None => None,
+        };
+        let kept = match (self.journal.get(SENSITIVITY)?, &file) {
+            (None, Some((path, fingerprint))) => statistics::load(path, fingerprint)?,
+            (record, _) => record,
+        };
+        let all: Vec<Sensitivity> = match kept {
             Some(all) => all,
             None => {
-                let windows = self.text.windows.iter().take(self.calibration.effort.amounts().sensitivity);
-                let windows: Vec<&[u32]> = windows.map(Vec::as_slice).collect();
-                let total = 2 * loader.blocks();
-                let (frame, seed) = (loader.frame()?, self.options.seed);
-                let all = sensitivity::measure(
-                    &frame,
-                    |b| loader.block(b),
-                    &windows,
-                    seed,
-                    |done| {
-                        progress(Event::Stage { name: "sensitivity", done, total, value: None });
-                    },
-                )?;
+                let all = self.measure(amount, progress)?;
                 self.journal.put(SENSITIVITY, "sensitivities", &all)?;
                 all
             }
         };
+        if let Some((path, fingerprint)) = file.filter(|(path, _)| !path.exists()) {
+            statistics::save(path, &fingerprint, &all)?;
+        }
         Ok(all.into_iter().map(|s| (s.name.clone(), s)).collect())
+    }
+
+    /// Sensitivities over the first `count` windows.
+    fn measure(&self, count: usize, progress: &mut dyn FnMut(Event)) -> Result<Vec<Sensitivity>> {
+        let loader = decoder::Loader::new(self.source)?;
+        let windows: Vec<&[u32]> = self.text.windows.iter().take(count).map(Vec::as_slice).collect();
+        let (frame, total) = (loader.frame()?, 2 * loader.blocks());
+        let on_step = |done| progress(Event::Stage { name: "sensitivity", done, total, value: None });
+        sensitivity::measure(&frame, |b| loader.block(b), &windows, self.options.seed, on_step)
     }
 
     /// Runs all stages after the plan.
@@ -217,20 +241,22 @@ impl<'a> Calibrated<'a> {
         let steps = calibration.steps.unwrap_or(amounts.steps);
         let used = match calibration.time_budget {
             Some(_) => TIMED_WINDOWS,
-            None => (steps * Settings::default().batch).max(amounts.moments),
+            None => steps * Settings::default().batch + amounts.moments,
         };
         let mut text = self.text.clone();
         text.truncate(used);
+        let loader = decoder::Loader::new(self.source)?;
+        // Little text is learned by heart: then blocks are tuned on demand only.
+        let enough = text.windows.len() >= LEAST_BLOCK_WINDOWS;
+        let passes = calibration.passes.unwrap_or(if enough { amounts.passes } else { 0 });
+        let most = most_for_moments(loader.config(), passes > 0);
+        let statistics = amounts.moments.min(text.windows.len()).min(most);
+        // Distillation begins with others: those that blocks were fitted to say least about what is still wrong.
+        text.begin_after(statistics);
         let training: Vec<&[u32]> = text.windows.iter().map(Vec::as_slice).collect();
         let evaluation = self.texts.iter().flatten().map(Vec::as_slice);
         let all: Vec<&[u32]> = training.iter().copied().chain(evaluation).collect();
         let ranks = specs.iter().zip(&plan.entries).enumerate();
-        let loader = decoder::Loader::new(self.source)?;
-        // Little text is learned by heart: then blocks are tuned on demand only.
-        let enough = training.len() >= LEAST_BLOCK_WINDOWS;
-        let passes = calibration.passes.unwrap_or(if enough { amounts.passes } else { 0 });
-        let most = most_for_moments(loader.config(), passes > 0);
-        let statistics = amounts.moments.min(training.len()).min(most);
         let stage = Stage {
             loader,
             windows: &all,
@@ -249,7 +275,7 @@ impl<'a> Calibrated<'a> {
         let Sequential { mut model, mut made, teacher, rows, imatrix } = stage.run(progress)?;
         if let Some(path) = &calibration.save_imatrix {
             let mut names: Vec<String> = calibration.files.iter().map(|f| file_name(f)).collect();
-            names.extend(self.generated.then(|| GENERATED.to_owned()));
+            names.extend((calibration.generated() > 0).then(|| generated::NAME.to_owned()));
             let bytes = imatrix.to_gguf(&names, training.len(), WINDOW)?;
             let file = AtomicFile::create(path, self.options.force)?;
             let mut writer = file.writer()?;
@@ -291,52 +317,6 @@ fn most_for_moments(c: &Config, tuned: bool) -> usize {
     let streams = if tuned { 3 } else { 2 };
     let token = 2 * (4 * d + heads + c.d_ff) + 4 * (streams * d + c.d_ff.max(heads));
     (MOMENT_MEMORY / (token * WINDOW)).max(16)
-}
-
-/// Has the source go on from pieces of the calibration text until every file has an equal share of `wanted` windows:
-/// more text than the user gave, of the same kinds. Returns whether there was anything to do.
-fn add_generated(
-    source: &dyn TensorSource,
-    files: &mut [Vec<Vec<u32>>],
-    tokenizer: &Tokenizer,
-    wanted: usize,
-    seed: u64,
-    journal: &Journal,
-    progress: &mut dyn FnMut(Event),
-) -> Result<bool> {
-    let share = wanted.div_ceil(files.len().max(1));
-    let prompts: Vec<(usize, Vec<u32>)> = files
-        .iter()
-        .enumerate()
-        .flat_map(|(f, windows)| {
-            let count = PIECES * share.saturating_sub(windows.len());
-            let prompts = text::prompts(windows, count, PROMPT, tokenizer.add_bos());
-            prompts.into_iter().map(move |p| (f, p))
-        })
-        .collect();
-    if prompts.is_empty() {
-        return Ok(false);
-    }
-    let made: Vec<Vec<u32>> = match journal.get(GENERATED)? {
-        Some(made) => made,
-        None => {
-            let loader = decoder::Loader::new(source)?;
-            let mut model = loader.frame()?;
-            for b in 0..loader.blocks() {
-                model.blocks.push(loader.block(b)?.coarse());
-            }
-            let all: Vec<&[u32]> = prompts.iter().map(|(_, p)| p.as_slice()).collect();
-            let made = decoder::sample(&model, &all, WINDOW / PIECES, seed, |done| {
-                progress(Event::Stage { name: "generate", done, total: all.len(), value: None });
-            });
-            journal.put(GENERATED, "generated text", &made)?;
-            made
-        }
-    };
-    for (prompts, pieces) in prompts.chunks(PIECES).zip(made.chunks(PIECES)) {
-        files[prompts[0].0].push(pieces.concat());
-    }
-    Ok(true)
 }
 
 /// Distils the source's predictions into `model`, from the journal's checkpoint if there is one.
