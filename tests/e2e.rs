@@ -342,7 +342,7 @@ fn killed_runs_go_on_to_the_same_bytes() {
         let mut c = Command::new(support::BIN);
         c.arg(f.f32()).arg(out).arg("--calibration").arg(&calibration);
         c.args(["--tensor-rule", r"blk\.([2-9]|\d\d)\.=keep", "--iterations", "4", "--effort", "fast", "-q"]);
-        c.args(["--generated-windows", "2", "--tune-steps", "12", "--force", "--save-imatrix"]).arg(&imatrix);
+        c.args(["--generated-windows", "0", "--tune-steps", "12", "--force", "--save-imatrix"]).arg(&imatrix);
         c
     };
     let started = std::time::Instant::now();
@@ -393,6 +393,34 @@ fn killed_runs_go_on_to_the_same_bytes() {
         let square: f64 = b.iter().map(|b| f64::from(*b).powi(2)).sum();
         assert!((difference / square).sqrt() < 1e-2, "{}: {:e}", t.name, (difference / square).sqrt());
     }
+}
+
+/// Without any text the source writes some.
+#[test]
+fn a_model_is_calibrated_on_what_it_writes() {
+    let f = files();
+    let out = f.path("own-text.gguf");
+    let run = |windows: &str| {
+        let keep = r"blk\.([1-9]|\d\d)\.=keep";
+        let size =
+            ["--tensor-rule", keep, "--iterations", "2", "--effort", "fast", "--tune-steps", "2", "--force"];
+        let stdout =
+            ok(&[&[s(&f.f32()), s(&out), "--generated-windows", windows, "--json"], &size[..]].concat());
+        let done: Json = serde_json::from_str(stdout.lines().last().unwrap()).unwrap();
+        assert_eq!(done["warning"], Json::Null);
+        assert_eq!(done["report"]["generated_windows"].to_string(), windows);
+        let stages = done["report"]["stages"].as_array().unwrap().clone();
+        assert_eq!(stages[0]["name"], "generate");
+        assert!(
+            stages
+                .iter()
+                .all(|s| s["seconds"].as_f64() > Some(0.0) && s["peak_rss"].as_u64() > Some(1 << 20))
+        );
+        std::fs::read(&out).unwrap()
+    };
+    let one = run("1");
+    assert!(one == run("1"), "the same command gives other bytes");
+    assert!(one != run("2"), "the text has no effect");
 }
 
 /// A calibrated conversion: its own figures are those of llama.cpp on the file that it wrote, and it is worth it.

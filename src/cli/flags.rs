@@ -10,7 +10,7 @@ use crate::job::layout::Budget;
 use crate::job::tuned::{Calibration, Effort, POLISH_ROUNDS};
 use crate::plan::Target;
 use crate::plan::rules::{Rule, read_rules};
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -56,6 +56,7 @@ enum Sub {
 
 /// Arguments of a conversion.
 #[derive(Args)]
+#[command(group = ArgGroup::new("texts").args(["calibration", "generated_windows"]).multiple(true))]
 pub struct ConvertArgs {
     /// GGUF file, safetensors file beside its config.json, *.safetensors.index.json, or a checkpoint directory
     pub input: PathBuf,
@@ -106,37 +107,37 @@ pub struct ConvertArgs {
     #[arg(long, value_name = "NAME", default_value = "normal", value_parser = parse::<Effort>, help_heading = "Method")]
     effort: Effort,
     /// Windows of 512 tokens that the source model writes by itself, as one more text to calibrate on beside the files, instead
-    /// of the effort's; 0 turns it off
-    #[arg(long, value_name = "N", requires = "calibration", value_parser = clap::value_parser!(u32).range(0..=65536), help_heading = "Method")]
+    /// of the effort's; 0 turns it off, and without --calibration it is the only text
+    #[arg(long, value_name = "N", conflicts_with = "imatrix", value_parser = clap::value_parser!(u32).range(0..=65536), help_heading = "Method")]
     generated_windows: Option<u32>,
     /// Passes over the text that tune each block (signs, scales, norms) once it is factorized, instead of the effort's;
     /// 0 turns it off
-    #[arg(long, value_name = "N", requires = "calibration", help_heading = "Method")]
+    #[arg(long, value_name = "N", requires = "texts", help_heading = "Method")]
     block_passes: Option<usize>,
     /// Share of the drift of its inputs that a matrix makes up for when it is factorized, 0 to 1
-    #[arg(long, value_name = "A", default_value_t = Shares::default().inputs, requires = "calibration", value_parser = share, help_heading = "Method")]
+    #[arg(long, value_name = "A", default_value_t = Shares::default().inputs, requires = "texts", value_parser = share, help_heading = "Method")]
     drift_correction: f64,
     /// Share of what the residual stream lacks beside it that a matrix fills in, 0 to 1
-    #[arg(long, value_name = "B", default_value_t = Shares::default().residual, requires = "calibration", value_parser = share, help_heading = "Method")]
+    #[arg(long, value_name = "B", default_value_t = Shares::default().residual, requires = "texts", value_parser = share, help_heading = "Method")]
     residual_correction: f64,
     /// Rounds of polish (least-squares scales, coordinate descent on signs) after LB-ADMM; 0 turns it off
-    #[arg(long, value_name = "N", default_value_t = POLISH_ROUNDS, requires = "calibration", help_heading = "Method")]
+    #[arg(long, value_name = "N", default_value_t = POLISH_ROUNDS, requires = "texts", help_heading = "Method")]
     polish_rounds: usize,
     /// Distillation steps instead of the effort's; 0 turns it off
-    #[arg(long, value_name = "N", requires = "calibration", help_heading = "Method")]
+    #[arg(long, value_name = "N", requires = "texts", help_heading = "Method")]
     tune_steps: Option<usize>,
     /// Also write the importance matrix of the calibration text, as llama-imatrix does, for llama-quantize or --imatrix
-    #[arg(long, value_name = "FILE", requires = "calibration", help_heading = "Output")]
+    #[arg(long, value_name = "FILE", requires = "texts", help_heading = "Output")]
     save_imatrix: Option<PathBuf>,
     /// Keep what is measured of the source in this file, and take it from there if the file is there: for conversions of
     /// one model to several sizes
-    #[arg(long, value_name = "FILE", requires = "calibration", help_heading = "Run")]
+    #[arg(long, value_name = "FILE", requires = "texts", help_heading = "Run")]
     statistics: Option<PathBuf>,
     /// Time for the whole calibrated run (90s, 40m, 2h) instead of a number of steps; the result depends on the machine
-    #[arg(long, value_name = "TIME", requires = "calibration", conflicts_with = "tune_steps", value_parser = duration, help_heading = "Method")]
+    #[arg(long, value_name = "TIME", requires = "texts", conflicts_with = "tune_steps", value_parser = duration, help_heading = "Method")]
     time_budget: Option<Duration>,
     /// Text to compare the result with its source on, other than the calibration text: perplexity, divergence
-    #[arg(long, value_name = "FILE", num_args = 1.., requires = "calibration", help_heading = "Output")]
+    #[arg(long, value_name = "FILE", num_args = 1.., requires = "texts", help_heading = "Output")]
     eval: Vec<PathBuf>,
     /// Seed of the random starts; the same seed gives the same bytes for any number of threads
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Method")]
@@ -257,6 +258,11 @@ impl ConvertArgs {
         })
     }
 
+    /// Whether there is text to calibrate on.
+    fn calibrates(&self) -> bool {
+        !self.calibration.is_empty() || self.generated_windows.is_some_and(|n| n > 0)
+    }
+
     /// The flags as the library's options.
     pub fn options(&self) -> Result<Options> {
         let rotate = match self.rotate.as_str() {
@@ -287,7 +293,7 @@ impl ConvertArgs {
             seed: self.seed,
             threads,
             imatrix: self.imatrix.clone(),
-            calibration: (!self.calibration.is_empty()).then(|| Calibration {
+            calibration: self.calibrates().then(|| Calibration {
                 files: self.calibration.clone(),
                 effort: self.effort,
                 generated: self.generated_windows.map(|n| n as usize),

@@ -33,7 +33,7 @@ fn verdict(report: &Report) -> String {
 /// Prints the end table, or the whole report as one JSON line.
 pub fn print(report: &Report, json: bool) -> Result<()> {
     if json {
-        let mut line = serde_json::json!({ "event": "done", "warning": report.calibration.is_empty().then(|| verdict(report)) });
+        let mut line = serde_json::json!({ "event": "done", "warning": (!report.calibrated()).then(|| verdict(report)) });
         line["report"] = serde_json::to_value(report).expect("a report is plain data");
         line["peak_rss_bytes"] = serde_json::json!(memory::peak_rss());
         return print_line(&line.to_string());
@@ -102,16 +102,13 @@ pub fn print(report: &Report, json: bool) -> Result<()> {
             one_line(&e.sample.continuation)
         ))?;
     }
-    let stages = report.stages.iter().filter(|_| !report.calibration.is_empty());
+    let stages = report.stages.iter().filter(|_| report.calibrated());
     let stages: Vec<String> =
         stages.map(|s| format!("{} {:.0} s, {}", s.name, s.seconds, size(s.peak_rss))).collect();
     if !stages.is_empty() {
         print_line(&format!("stages, with the peak RSS so far: {}", stages.join("; ")))?;
     }
-    match report.calibration.is_empty() {
-        true => print_line(&verdict(report)),
-        false => Ok(()),
-    }
+    if report.calibrated() { Ok(()) } else { print_line(&verdict(report)) }
 }
 
 /// Text without line breaks and control characters.

@@ -258,6 +258,7 @@ impl Run<'_> {
             threads: options.threads,
             imatrix: options.imatrix.clone(),
             calibration: options.calibration.as_ref().map(|c| c.files.clone()).unwrap_or_default(),
+            generated_windows: options.calibration.as_ref().map_or(0, Calibration::generated),
             evaluations: prepared.as_ref().map(|p| p.evaluations.clone()).unwrap_or_default(),
             bpw: summary.bpw,
             bpw_file: summary.bpw_file,

@@ -1,7 +1,6 @@
 //! What stands before the tensor data of an output: descriptors and metadata.
 
 use super::convert::Options;
-use super::tuned::Calibration;
 use crate::calibrate::imatrix::Imatrix;
 use crate::format::lossy;
 use crate::format::schema::{self, Shape, key};
@@ -115,8 +114,7 @@ pub(super) fn littlebit_kv(
     }
     schema::set(&mut kv, "general.alignment", Value::U32(schema::ALIGNMENT as u32));
     let text = |s: &str| Value::Str(s.as_bytes().to_vec());
-    let names = |c: &Calibration| c.files.iter().map(|f| file_name(f)).collect::<Vec<_>>().join(",");
-    let dataset = options.calibration.as_ref().map(names);
+    let dataset = options.calibration.as_ref().map(|c| c.names().join(","));
     let dataset = dataset.or_else(|| summary.imatrix.map(|im| im.dataset.clone())).unwrap_or_default();
     let tokens = summary.calibration.or(summary.imatrix.and_then(|im| im.tokens)).unwrap_or(0);
     for (k, v) in [

@@ -156,8 +156,10 @@ pub struct Report {
     pub threads: usize,
     /// Importance statistics used, if any.
     pub imatrix: Option<PathBuf>,
-    /// Texts of a calibrated conversion.
+    /// Files with the texts of a calibrated conversion.
     pub calibration: Vec<PathBuf>,
+    /// Windows of text that the source wrote for it.
+    pub generated_windows: usize,
     /// Comparison with the source on every text that was asked for.
     pub evaluations: Vec<Evaluation>,
     /// Bits per factorized weight, from the bytes written.
@@ -180,4 +182,11 @@ pub struct Report {
     pub matrices: Vec<MatrixReport>,
     /// Everything else in file order.
     pub kept: Vec<KeptReport>,
+}
+
+impl Report {
+    /// Whether the result was calibrated and tuned on text.
+    pub fn calibrated(&self) -> bool {
+        !self.calibration.is_empty() || self.generated_windows > 0
+    }
 }

@@ -77,7 +77,7 @@ struct Amounts {
 impl Effort {
     fn amounts(self) -> Amounts {
         let [generated, sensitivity, moments, iterations, passes, steps] = match self {
-            Effort::Fast => [48, 4, 128, 12, 0, 70],
+            Effort::Fast => [40, 4, 112, 12, 0, 60],
             Effort::Normal => [128, 12, 256, 20, 2, 300],
             Effort::Best => [256, 24, 512, 40, 3, 1000],
         };
@@ -100,7 +100,7 @@ impl std::str::FromStr for Effort {
 /// What a calibrated conversion needs.
 #[derive(Clone, Debug)]
 pub struct Calibration {
-    /// Texts, mixed evenly.
+    /// Texts, mixed evenly with what the source writes.
     pub files: Vec<PathBuf>,
     /// How much work.
     pub effort: Effort,
@@ -128,6 +128,13 @@ impl Calibration {
     /// Windows that the source writes.
     pub(super) fn generated(&self) -> usize {
         self.generated.unwrap_or(self.effort.amounts().generated)
+    }
+
+    /// Names of the texts.
+    pub(super) fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.files.iter().map(|f| file_name(f)).collect();
+        names.extend((self.generated() > 0).then(|| generated::NAME.to_owned()));
+        names
     }
 }
 
@@ -274,8 +281,7 @@ impl<'a> Calibrated<'a> {
         };
         let Sequential { mut model, mut made, teacher, rows, imatrix } = stage.run(progress)?;
         if let Some(path) = &calibration.save_imatrix {
-            let mut names: Vec<String> = calibration.files.iter().map(|f| file_name(f)).collect();
-            names.extend((calibration.generated() > 0).then(|| generated::NAME.to_owned()));
+            let names = calibration.names();
             let bytes = imatrix.to_gguf(&names, training.len(), WINDOW)?;
             let file = AtomicFile::create(path, self.options.force)?;
             let mut writer = file.writer()?;
