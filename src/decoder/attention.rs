@@ -2,7 +2,6 @@
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
-use half::bf16;
 use rayon::prelude::*;
 
 /// Queries handled at once: later keys of the block are the only ones computed in vain.
@@ -35,20 +34,20 @@ impl Shape {
         self.heads * self.d_key + self.heads_kv * (self.d_key + self.d_value)
     }
 
-    fn group(&self) -> usize {
+    pub(super) fn group(&self) -> usize {
         self.heads / self.heads_kv
     }
 
-    fn key_at(&self, kv: usize) -> usize {
+    pub(super) fn key_at(&self, kv: usize) -> usize {
         (self.heads + kv) * self.d_key
     }
 
-    fn value_at(&self, kv: usize) -> usize {
+    pub(super) fn value_at(&self, kv: usize) -> usize {
         (self.heads + self.heads_kv) * self.d_key + kv * self.d_value
     }
 
     /// First key that any query of `from..` sees.
-    fn first_key(&self, from: usize) -> usize {
+    pub(super) fn first_key(&self, from: usize) -> usize {
         self.window.map_or(0, |w| (from + 1).saturating_sub(w))
     }
 
@@ -98,120 +97,6 @@ impl Shape {
         let length = self.length;
         (0..length).step_by(QUERIES).map(move |s| s..(s + QUERIES).min(length))
     }
-}
-
-/// Keys and values of the tokens that sequences of equal length have so far.
-#[derive(Debug)]
-pub struct Cache {
-    /// For each sequence, one key and one value row for each token, in bfloat16: reading them is what takes the time.
-    rows: Vec<[Vec<u16>; 2]>,
-    length: usize,
-}
-
-impl Cache {
-    /// Of `sequences` without tokens.
-    pub fn new(sequences: usize) -> Self {
-        Self { rows: vec![[Vec::new(), Vec::new()]; sequences], length: 0 }
-    }
-
-    /// Sequences.
-    pub fn sequences(&self) -> usize {
-        self.rows.len()
-    }
-
-    /// Tokens of each.
-    pub fn length(&self) -> usize {
-        self.length
-    }
-
-    /// Attention output of one more token of each sequence, whose joined rows are given.
-    pub fn attend(&mut self, s: &Shape, joined: &[f32]) -> Vec<f32> {
-        let (stride, width) = (s.joined(), s.heads * s.d_value);
-        let (wide_k, wide_v) = (s.heads_kv * s.d_key, s.heads_kv * s.d_value);
-        let mut out = vec![0f32; self.rows.len() * width];
-        let first = s.first_key(self.length);
-        let each = out.par_chunks_mut(width).zip(joined.par_chunks(stride)).zip(&mut self.rows);
-        each.for_each(|((out, joined), [keys, values])| {
-            let short = |x: &f32| bf16::from_f32(*x).to_bits();
-            keys.extend(joined[s.key_at(0)..][..wide_k].iter().map(short));
-            values.extend(joined[s.value_at(0)..][..wide_v].iter().map(short));
-            let rows = [&keys[first * wide_k..], &values[first * wide_v..]];
-            in_vectors(|| attend_one(s, &joined[..s.heads * s.d_key], rows, out));
-        });
-        self.length += 1;
-        out
-    }
-}
-
-/// One query of every head, `q`, on keys and values of one sequence.
-#[inline(always)]
-fn attend_one(s: &Shape, q: &[f32], [keys, values]: [&[u16]; 2], out: &mut [f32]) {
-    let (wide_k, wide_v) = (s.heads_kv * s.d_key, s.heads_kv * s.d_value);
-    let mut weights = vec![0f32; keys.len() / wide_k];
-    for (head, (out, q)) in out.chunks_exact_mut(s.d_value).zip(q.chunks_exact(s.d_key)).enumerate() {
-        let kv = head / s.group();
-        // A loop: closures of `collect` would not be compiled for the vectors of the caller.
-        for (w, k) in weights.iter_mut().zip(keys.chunks_exact(wide_k)) {
-            *w = s.scale * dot(q, &k[kv * s.d_key..][..s.d_key]);
-        }
-        softmax(&mut weights);
-        for (v, w) in values.chunks_exact(wide_v).zip(&weights) {
-            for (o, v) in out.iter_mut().zip(&v[kv * s.d_value..][..s.d_value]) {
-                *o += w * wide(*v);
-            }
-        }
-    }
-}
-
-/// Runs `work`, which must be inlined, in the widest vectors that the processor has; they round alike.
-#[inline(always)]
-fn in_vectors(work: impl FnOnce()) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx512f,avx512bw")]
-        fn widest(work: impl FnOnce()) {
-            work();
-        }
-        #[target_feature(enable = "avx2")]
-        fn middle(work: impl FnOnce()) {
-            work();
-        }
-        if is_x86_feature_detected!("avx512bw") {
-            // SAFETY: the processor has it.
-            return unsafe { widest(work) };
-        }
-        if is_x86_feature_detected!("avx2") {
-            // SAFETY: the processor has it.
-            return unsafe { middle(work) };
-        }
-    }
-    work();
-}
-
-/// The number of a bfloat16's bits.
-#[inline(always)]
-fn wide(bits: u16) -> f32 {
-    f32::from_bits(u32::from(bits) << 16)
-}
-
-/// In lanes that a processor adds at once.
-#[inline(always)]
-fn dot(a: &[f32], b: &[u16]) -> f32 {
-    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<16>(), b.as_chunks::<16>());
-    let mut lanes = [0f32; 16];
-    for (a, b) in a.iter().zip(b) {
-        lanes.iter_mut().zip(a.iter().zip(b)).for_each(|(lane, (a, b))| *lane += a * wide(*b));
-    }
-    for (lane, (a, b)) in lanes.iter_mut().zip(a_rest.iter().zip(b_rest)) {
-        *lane += a * wide(*b);
-    }
-    // Halves onto halves: one after the other, the sums would take longer than the products.
-    for half in [8, 4, 2, 1] {
-        for i in 0..half {
-            lanes[i] += lanes[i + half];
-        }
-    }
-    lanes[0]
 }
 
 /// Softmax of one row in place.

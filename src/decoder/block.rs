@@ -1,6 +1,7 @@
 //! One decoder block, forward with a tape and backward.
 
-use super::attention::{self, Cache};
+use super::attention;
+use super::cache::Cache;
 use super::config::{Activation, Config};
 use super::exponential::sigmoid;
 use super::linear::{Linear, LinearGrad, LinearTape, Trained};

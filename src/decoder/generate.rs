@@ -1,6 +1,6 @@
 //! Text that a model writes: many sequences at once, by sampling.
 
-use super::attention::Cache;
+use super::cache::Cache;
 use super::coarse::Coarse;
 use super::exponential::exp_below_max;
 use super::model::Model;

@@ -10,6 +10,7 @@
 
 mod attention;
 mod block;
+mod cache;
 mod coarse;
 mod config;
 mod exponential;

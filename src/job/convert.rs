@@ -17,6 +17,7 @@ use crate::job::{ordered, output};
 use crate::plan::rules::Rule;
 use crate::plan::{MatrixSpec, Plan};
 use crate::source::TensorSource;
+use crate::tune::BlockOutcome;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -282,6 +283,7 @@ fn in_pool<T: Send>(
 ) -> Result<T> {
     enum Message {
         Stage(&'static str, usize, usize, Option<f64>),
+        Block(usize, usize, BlockOutcome),
         Note(String),
     }
     let (send, receive) = std::sync::mpsc::channel();
@@ -291,6 +293,7 @@ fn in_pool<T: Send>(
                 work(&mut |e: Event| {
                     let message = match e {
                         Event::Stage { name, done, total, value } => Message::Stage(name, done, total, value),
+                        Event::Block { index, count, outcome } => Message::Block(index, count, *outcome),
                         Event::Note(text) => Message::Note(text.to_owned()),
                         _ => return,
                     };
@@ -302,6 +305,9 @@ fn in_pool<T: Send>(
         for message in receive {
             match message {
                 Message::Stage(name, done, total, value) => show(Event::Stage { name, done, total, value }),
+                Message::Block(index, count, outcome) => {
+                    show(Event::Block { index, count, outcome: &outcome });
+                }
                 Message::Note(text) => show(Event::Note(&text)),
             }
         }
