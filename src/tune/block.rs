@@ -20,6 +20,9 @@ pub struct BlockSettings {
     pub rate: f32,
     /// Highest rate of the latents of signs, in units of the mean margin.
     pub sign_rate: f32,
+    /// How far a latent may move in all steps together, in the same units. Adam's steps do not tell a weak gradient from a
+    /// strong one, so whatever lies within this distance turns in the end if its gradient only keeps its direction.
+    pub sign_travel: f32,
     /// Steps over which the rates rise.
     pub warm_up: usize,
     /// Windows a step; they run beside each other.
@@ -28,7 +31,7 @@ pub struct BlockSettings {
 
 impl Default for BlockSettings {
     fn default() -> Self {
-        Self { passes: 2, rate: 0.012, sign_rate: 0.02, warm_up: 4, batch: 2 }
+        Self { passes: 2, rate: 0.012, sign_rate: 0.02, sign_travel: 0.7, warm_up: 4, batch: 2 }
     }
 }
 
@@ -87,6 +90,12 @@ impl BlockTask<'_> {
             all += u.len() + vt.len();
             states.latents.push([Latents::new(&u, &margins[0]), Latents::new(&vt, &margins[1])]);
         }
+        let level = |k: usize| {
+            let rise = ((k + 1) as f32 / settings.warm_up.max(1) as f32).min(1.0);
+            rise * (1.0 - 0.95 * k as f32 / steps as f32)
+        };
+        let distance: f32 = (0..steps).map(level).sum();
+        let sign_rate = settings.sign_rate.min(settings.sign_travel / distance.max(f32::MIN_POSITIVE));
         let (mut turned, edge) = (0usize, (steps / 8).max(1));
         let mut outcome = BlockOutcome::default();
         for k in 0..steps {
@@ -102,16 +111,15 @@ impl BlockTask<'_> {
             if k >= steps - edge {
                 outcome.errors[1] += error / edge as f64;
             }
-            let rise = ((k + 1) as f32 / settings.warm_up.max(1) as f32).min(1.0);
-            let level = rise * (1.0 - 0.95 * k as f32 / steps as f32);
+            let level = level(k);
             let t = k as i32 + 1;
             let mut scales = states.scales.iter_mut();
             visit_block(block, &grad, |kind, p, g| {
                 let rate = settings.rate * level * if kind == Kind::Norm { 0.5 } else { 1.0 };
                 scales.next().expect("one state a vector").step(t, rate, 1.0, g, p);
             });
-            if !states.latents.is_empty() && settings.sign_rate > 0.0 {
-                turned += turn(block, &grad, &mut states.latents, t, settings.sign_rate * level);
+            if !states.latents.is_empty() && sign_rate > 0.0 {
+                turned += turn(block, &grad, &mut states.latents, t, sign_rate * level);
             }
         }
         outcome.flips = turned as f64 / all.max(1) as f64;
@@ -229,7 +237,8 @@ mod tests {
             channels: &[1.0; 12],
             length: LENGTH,
         };
-        let settings = BlockSettings { passes: 40, sign_rate: 0.05, ..BlockSettings::default() };
+        let settings =
+            BlockSettings { passes: 40, sign_rate: 0.05, sign_travel: 5.0, ..BlockSettings::default() };
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
             let before = task.error(&block);
