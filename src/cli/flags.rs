@@ -16,6 +16,7 @@ use std::time::Duration;
 
 const EXAMPLES: &str = "Examples:
   littlebit-convert model.safetensors model-LB1.0.gguf
+  littlebit-convert model-f16.gguf model-LB1.0.gguf --calibration prose.txt manual.txt --eval other.txt
   littlebit-convert model-f16.gguf model-LB0.55.gguf --bpw 0.55 --imatrix imatrix.gguf
   littlebit-convert model-f16.gguf model-LB1.0.gguf --token-embedding-type q8_0 --json
   littlebit-convert model-LB1.0.gguf model-f16-lossy.gguf --lossy f16

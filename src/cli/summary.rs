@@ -25,7 +25,8 @@ fn verdict(report: &Report) -> String {
     format!(
         "warning: this model is not tuned. Rebuilt weights are off by {:.0} % on average (relative Frobenius error); at \
          such errors a model that is factorized layer by layer and not tuned afterwards has a perplexity of hundreds to \
-         tens of thousands and writes nonsense. Use the file to test runtimes and kernels, not to read its text.",
+         tens of thousands and writes nonsense. Use the file to test runtimes and kernels, not to read its text; for a model \
+         to read, give --calibration TEXT..., or --generated-windows 256 if there is no text.",
         100.0 * report.mean_error
     )
 }

@@ -78,8 +78,8 @@ impl Effort {
     fn amounts(self) -> Amounts {
         let [generated, sensitivity, moments, iterations, passes, steps] = match self {
             Effort::Fast => [40, 4, 112, 12, 0, 60],
-            Effort::Normal => [128, 12, 256, 20, 2, 300],
-            Effort::Best => [256, 24, 512, 40, 3, 1000],
+            Effort::Normal => [128, 12, 240, 20, 2, 260],
+            Effort::Best => [256, 24, 448, 40, 3, 900],
         };
         Amounts { generated, sensitivity, moments, iterations, passes, steps }
     }
