@@ -19,6 +19,9 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+/// Ridges of a moment matrix, relative to its mean, of which the first that makes it definite is taken.
+const RIDGES: [f64; 6] = [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1];
+
 /// Of one weight.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Sensitivity {
@@ -91,9 +94,13 @@ fn of_layer(l: &Linear, w: &[f32], f: &Fisher, tokens: usize) -> Result<Sensitiv
     } else {
         // L^T (W^T A W) L with H = L L^T.
         let weighed = Mat::from_fn(l.d_out, d, |i, j| roots[i] * f64::from(w[i * d + j]));
-        let ridge = 1e-6 * (0..d).map(|i| moment(i, i)).sum::<f64>() / d as f64 + f64::MIN_POSITIVE;
-        let h = Mat::from_fn(d, d, |i, j| moment(i, j) + if i == j { ridge } else { 0.0 });
-        let factor = h.llt(Side::Lower).map_err(|_| failed())?;
+        let mean = (0..d).map(|i| moment(i, i)).sum::<f64>() / d as f64;
+        // Sums in f32 of fewer tokens than inputs, some of them massive, can be indefinite by more than the first ridge.
+        let factors = RIDGES.iter().map(|ridge| {
+            let ridge = ridge * mean + f64::MIN_POSITIVE;
+            Mat::from_fn(d, d, |i, j| moment(i, j) + if i == j { ridge } else { 0.0 }).llt(Side::Lower)
+        });
+        let factor = factors.flatten().next().ok_or_else(failed)?;
         let product = &weighed * factor.L();
         product.transpose() * &product
     };
@@ -135,6 +142,29 @@ fn head(model: &Model, x: &[f32], rng: &mut ChaCha8Rng) -> Vec<f32> {
 mod tests {
     use super::*;
     use crate::decoder::tests::small;
+
+    #[test]
+    fn moments_that_rounding_made_indefinite_are_measured() {
+        let (d_out, d, tokens) = (40, 24, 3);
+        let x = |t: usize, j: usize| ((t * 31 + j * 17) as f32 * 0.37).sin();
+        // Fewer tokens than inputs, and off by more than the first ridge.
+        let moment = |i: usize, j: usize| {
+            (0..tokens).map(|t| x(t, i) * x(t, j)).sum::<f32>() - if i == j { 3e-5 } else { 0.0 }
+        };
+        let moments = (0..d * d).map(|at| moment(at / d, at % d)).collect();
+        let w: Vec<f32> = (0..d_out * d).map(|i| (i as f32 * 0.73).cos()).collect();
+        let linear = Linear {
+            name: "w".to_owned(),
+            d_out,
+            d_in: d,
+            weight: Weight::Dense(w.clone()),
+            bias: None,
+            scale: 1.0,
+        };
+        let fisher = Fisher { gradient: vec![1.0; d_out], energy: 1.0, moments };
+        let s = of_layer(&linear, &w, &fisher, tokens).unwrap();
+        assert!(s.spectrum[0] > 0.0 && s.spectrum.iter().all(|v| v.is_finite()));
+    }
 
     /// Mean divergence of the predictions of `b` from those of `a`.
     fn divergence(a: &Model, b: &Model, windows: &[&[u32]]) -> f64 {

@@ -210,7 +210,7 @@ mod tests {
     const LENGTH: usize = 7;
 
     /// Tunes the factorized block of a small model towards the same block with other scales and signs.
-    fn run(threads: usize) -> (f64, f64, BlockOutcome, Vec<[Vec<f32>; 2]>) {
+    fn run(threads: usize, sign_travel: f32) -> (f64, f64, BlockOutcome, Vec<[Vec<f32>; 2]>) {
         let model = small();
         let rotations = model.rotations(LENGTH);
         let source = &model.blocks[1];
@@ -237,8 +237,7 @@ mod tests {
             channels: &[1.0; 12],
             length: LENGTH,
         };
-        let settings =
-            BlockSettings { passes: 40, sign_rate: 0.05, sign_travel: 5.0, ..BlockSettings::default() };
+        let settings = BlockSettings { passes: 40, sign_rate: 0.05, sign_travel, ..BlockSettings::default() };
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
             let before = task.error(&block);
@@ -250,11 +249,18 @@ mod tests {
 
     #[test]
     fn the_error_falls_and_signs_turn() {
-        let (before, after, outcome, signs) = run(1);
+        let (before, after, outcome, signs) = run(1, 5.0);
         assert!(after < 0.3 * before, "{after} after {before}");
         assert!(outcome.flips > 0.0);
         assert!(outcome.errors[1] < outcome.errors[0]);
-        let (_, other, _, others) = run(3);
+        let (_, other, _, others) = run(3, 5.0);
         assert_eq!((after, signs), (other, others), "threads change the result");
+    }
+
+    #[test]
+    fn latents_move_no_further_than_they_may() {
+        // All lie at the mean margin: within the first distance of zero, out of the second.
+        assert!(run(2, 1.5).2.flips > 0.0);
+        assert_eq!(run(2, 0.7).2.flips, 0.0);
     }
 }
