@@ -103,13 +103,13 @@ pub fn print(report: &Report, json: bool) -> Result<()> {
             one_line(&e.sample.continuation)
         ))?;
     }
-    let stages = report.stages.iter().filter(|_| report.calibrated());
+    if !report.calibrated() {
+        return print_line(&verdict(report));
+    }
+    let stages = report.stages.iter();
     let stages: Vec<String> =
         stages.map(|s| format!("{} {:.0} s, {}", s.name, s.seconds, size(s.peak_rss))).collect();
-    if !stages.is_empty() {
-        print_line(&format!("stages, with the peak RSS so far: {}", stages.join("; ")))?;
-    }
-    if report.calibrated() { Ok(()) } else { print_line(&verdict(report)) }
+    print_line(&format!("stages, with the peak RSS so far: {}", stages.join("; ")))
 }
 
 /// Text without line breaks and control characters.

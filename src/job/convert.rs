@@ -67,15 +67,22 @@ pub fn convert(
     let mut inputs = vec![source.path()];
     inputs.extend(options.imatrix.as_deref());
     output::check_target(target, &inputs, options.force)?;
-    if let Some(path) = options.calibration.as_ref().and_then(|c| c.save_imatrix.as_ref()) {
-        inputs.push(target);
-        if path == target {
-            return Err(Error::usage("--save-imatrix and the output name the same file"));
+    let calibration = options.calibration.as_ref();
+    let imatrix = calibration.and_then(|c| c.save_imatrix.as_deref());
+    let statistics = calibration.and_then(|c| c.statistics.as_deref());
+    let output = Some(target);
+    for (a, b, what) in [
+        (imatrix, output, "--save-imatrix and the output"),
+        (statistics, output, "--statistics and the output"),
+        (statistics, imatrix, "--statistics and --save-imatrix"),
+    ] {
+        if a.is_some() && a == b {
+            return Err(Error::usage(format!("{what} name the same file")));
         }
-        output::check_target(path, &inputs, options.force)?;
     }
-    if options.calibration.as_ref().is_some_and(|c| c.statistics.as_deref() == Some(target)) {
-        return Err(Error::usage("--statistics and the output name the same file"));
+    if let Some(path) = imatrix {
+        inputs.push(target);
+        output::check_target(path, &inputs, options.force)?;
     }
     if source.kv().iter().any(|(k, _)| k == key::VERSION) {
         return Err(Error::unsupported(
@@ -151,7 +158,7 @@ impl Run<'_> {
                     progress,
                 )?;
                 // Events come from the thread that runs the stages; they are handed on as they arrive.
-                let measured = in_pool(&pool, |on_event| c.sensitivities(&sha256, on_event), progress)?;
+                let measured = in_pool(&pool, |on_event| c.sensitivities(on_event), progress)?;
                 layout.set_sensitivities(&measured);
                 Some((c, measured))
             }
@@ -295,7 +302,10 @@ fn in_pool<T: Send>(
                         Event::Stage { name, done, total, value } => Message::Stage(name, done, total, value),
                         Event::Block { index, count, outcome } => Message::Block(index, count, *outcome),
                         Event::Note(text) => Message::Note(text.to_owned()),
-                        _ => return,
+                        // The thread that shows them sends these itself.
+                        Event::Planned(_) | Event::Rule { .. } | Event::Warning(_) | Event::Matrix { .. } => {
+                            return;
+                        }
                     };
                     // Nobody listens any more only if this thread is unwinding.
                     let _ = send.send(message);

@@ -26,6 +26,7 @@ pub type Fingerprint = BTreeMap<String, String>;
 pub struct Journal {
     dir: PathBuf,
     lock: File,
+    fingerprint: Fingerprint,
 }
 
 impl Journal {
@@ -53,10 +54,10 @@ impl Journal {
             }
             Err(TryLockError::Error(e)) => return Err(Error::io(&path, "lock", e)),
         }
-        let journal = Self { dir: dir.to_owned(), lock };
+        let journal = Self { dir: dir.to_owned(), lock, fingerprint: fingerprint.clone() };
         let path = dir.join(FINGERPRINT);
-        match std::fs::read(&path) {
-            Ok(bytes) => {
+        match read(&path)? {
+            Some(bytes) => {
                 let found: Fingerprint = serde_json::from_slice(&bytes)
                     .map_err(|e| Error::malformed(&path, 0, format!("no fingerprint of a run: {e}")))?;
                 if let Some(what) = difference(&found, fingerprint) {
@@ -67,13 +68,17 @@ impl Journal {
                     )));
                 }
             }
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            None => {
                 let text = serde_json::to_vec_pretty(fingerprint).expect("strings are JSON");
                 journal.place(&path, "the run's fingerprint", &[&text])?;
             }
-            Err(e) => return Err(Error::io(&path, "read", e)),
         }
         Ok(journal)
+    }
+
+    /// Of the run.
+    pub fn fingerprint(&self) -> &Fingerprint {
+        &self.fingerprint
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -120,7 +125,7 @@ impl Journal {
     /// # Errors
     /// [`Error::Io`].
     pub fn remove(self) -> Result<()> {
-        let Self { dir, lock } = self;
+        let Self { dir, lock, .. } = self;
         let removed = std::fs::remove_dir_all(&dir);
         drop(lock);
         removed.map_err(|e| Error::io(&dir, "remove work folder", e))

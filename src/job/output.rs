@@ -47,6 +47,17 @@ fn file_id(m: &std::fs::Metadata) -> (u64, u64) {
     (m.dev(), m.ino())
 }
 
+/// Writes `bytes` to `target`, which appears whole; one that exists is replaced with `force` only.
+///
+/// # Errors
+/// [`Error::Io`], [`Error::Usage`] if it exists.
+pub fn write_file(target: &Path, force: bool, bytes: &[u8]) -> Result<()> {
+    let file = AtomicFile::create(target, force)?;
+    let mut writer = file.writer()?;
+    writer.write_all(bytes).map_err(|e| Error::io(target, "write", e))?;
+    file.commit(writer)
+}
+
 impl AtomicFile {
     /// Starts a temporary file in the directory of `target`.
     pub fn create(target: &Path, force: bool) -> Result<Self> {

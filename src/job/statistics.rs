@@ -1,33 +1,24 @@
 //! What was measured of the source model, in a file of its own: conversions to other sizes need not measure it again.
 
 use super::journal::{self, Fingerprint};
-use super::output::AtomicFile;
+use super::output;
 use crate::calibrate::sensitivity::Sensitivity;
 use crate::error::{Error, Result};
-use std::io::Write;
 use std::path::Path;
 
 /// Of the file's content.
 const VERSION: &str = "1";
 
-/// What the measurements depend on: digests of the source and of the calibration files, how many windows the
-/// source wrote, how many windows serve, the seed.
-pub(super) fn fingerprint(
-    source: &str,
-    calibration: &str,
-    [generated, windows]: [usize; 2],
-    seed: u64,
-) -> Fingerprint {
-    [
-        ("statistics version", VERSION.to_owned()),
-        ("source sha256", source.to_owned()),
-        ("calibration sha256", calibration.to_owned()),
-        ("generated windows", generated.to_string()),
-        ("windows for sensitivities", windows.to_string()),
-        ("seed", seed.to_string()),
-    ]
-    .map(|(key, value)| (key.to_owned(), value))
-    .into()
+/// What of a run's fingerprint the measurements depend on.
+const SHARED: [&str; 4] = ["source sha256", "calibration sha256", "generated windows", "seed"];
+
+/// What the measurements of `run` over `windows` windows depend on.
+pub(super) fn fingerprint(run: &Fingerprint, windows: usize) -> Fingerprint {
+    // Every calibrated run has them all.
+    let mut all: Fingerprint = SHARED.map(|key| (key.to_owned(), run[key].clone())).into();
+    all.insert("statistics version".to_owned(), VERSION.to_owned());
+    all.insert("windows for sensitivities".to_owned(), windows.to_string());
+    all
 }
 
 /// The sensitivities in `path`, `None` if there is no such file.
@@ -54,10 +45,7 @@ pub(super) fn load(path: &Path, wanted: &Fingerprint) -> Result<Option<Vec<Sensi
 /// [`Error::Io`].
 pub(super) fn save(path: &Path, fingerprint: &Fingerprint, all: &[Sensitivity]) -> Result<()> {
     let parts = journal::encode(path, &(fingerprint, all))?;
-    let file = AtomicFile::create(path, false)?;
-    let mut writer = file.writer()?;
-    parts.iter().try_for_each(|p| writer.write_all(p)).map_err(|e| Error::io(path, "write", e))?;
-    file.commit(writer)
+    output::write_file(path, false, &parts.concat())
 }
 
 #[cfg(test)]
@@ -68,7 +56,8 @@ mod tests {
     fn statistics_come_back_for_the_same_inputs_only() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("stats");
-        let own = fingerprint("s", "c", [0, 4], 0);
+        let run = |seed: &str| SHARED.map(|key| (key.to_owned(), seed.to_owned())).into();
+        let own = fingerprint(&run("0"), 4);
         assert!(load(&path, &own).unwrap().is_none());
         let one = Sensitivity { name: "w".to_owned(), spectrum: vec![2.0, 1.0], output: vec![0.5] };
         save(&path, &own, std::slice::from_ref(&one)).unwrap();
@@ -77,8 +66,10 @@ mod tests {
             (back[0].name.as_str(), &back[0].spectrum, &back[0].output),
             ("w", &one.spectrum, &one.output)
         );
-        let message = load(&path, &fingerprint("s", "c", [0, 6], 0)).unwrap_err().to_string();
+        let message = load(&path, &fingerprint(&run("0"), 6)).unwrap_err().to_string();
         assert!(message.contains("windows for sensitivities was '4', is '6'"), "{message}");
+        let message = load(&path, &fingerprint(&run("1"), 4)).unwrap_err().to_string();
+        assert!(message.contains("calibration sha256 was '0', is '1'"), "{message}");
         let mut bytes = std::fs::read(&path).unwrap();
         *bytes.last_mut().unwrap() ^= 1;
         std::fs::write(&path, bytes).unwrap();

@@ -11,17 +11,16 @@ use crate::job::convert::Options;
 use crate::job::generated;
 use crate::job::header::file_name;
 use crate::job::journal::Journal;
-use crate::job::output::AtomicFile;
+use crate::job::output;
 use crate::job::report::{Evaluation, Event, Sample};
 use crate::job::sequential::{Made, Sequential, Stage};
 use crate::job::statistics;
 use crate::plan::{MatrixSpec, Plan};
-use crate::source::{self, TensorSource};
+use crate::source::TensorSource;
 use crate::tokenize::Tokenizer;
 use crate::tune::{BlockSettings, Checkpoint, Distillation, Length, Settings, Teacher};
 use crate::verify;
 use std::collections::HashMap;
-use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -191,22 +190,11 @@ impl<'a> Calibrated<'a> {
         Ok(Self { source, options, calibration, journal, started, tokenizer, text, texts })
     }
 
-    /// What the loss feels of errors in each weight of the source with digest `sha256`, by name: from the journal, from the
-    /// file of statistics, or measured.
-    pub fn sensitivities(
-        &self,
-        sha256: &str,
-        progress: &mut dyn FnMut(Event),
-    ) -> Result<HashMap<String, Sensitivity>> {
+    /// What the loss feels of errors in each weight, by name: from the journal, from the file of statistics, or measured.
+    pub fn sensitivities(&self, progress: &mut dyn FnMut(Event)) -> Result<HashMap<String, Sensitivity>> {
         let amount = self.calibration.effort.amounts().sensitivity;
-        let file = match &self.calibration.statistics {
-            Some(path) => {
-                let (digest, windows) =
-                    (source::sha256(&self.calibration.files)?, self.calibration.generated());
-                Some((path, statistics::fingerprint(sha256, &digest, [windows, amount], self.options.seed)))
-            }
-            None => None,
-        };
+        let file = self.calibration.statistics.as_ref();
+        let file = file.map(|path| (path, statistics::fingerprint(self.journal.fingerprint(), amount)));
         let kept = match (self.journal.get(SENSITIVITY)?, &file) {
             (None, Some((path, fingerprint))) => statistics::load(path, fingerprint)?,
             (record, _) => record,
@@ -283,10 +271,7 @@ impl<'a> Calibrated<'a> {
         if let Some(path) = &calibration.save_imatrix {
             let names = calibration.names();
             let bytes = imatrix.to_gguf(&names, training.len(), WINDOW)?;
-            let file = AtomicFile::create(path, self.options.force)?;
-            let mut writer = file.writer()?;
-            writer.write_all(&bytes).map_err(|e| Error::io(path, "write", e))?;
-            file.commit(writer)?;
+            output::write_file(path, self.options.force, &bytes)?;
         }
 
         let length = match calibration.time_budget {
