@@ -108,6 +108,13 @@ impl SignMatrix {
         self.as_bytes()[byte_index(self.cols, row, col)] >> (col % 8) & 1 == 1
     }
 
+    /// Turns the sign at (`row`, `col`).
+    pub fn turn(&mut self, row: usize, col: usize) {
+        assert!(row < self.rows && col < self.cols);
+        let at = byte_index(self.cols, row, col);
+        self.as_bytes_mut()[at] ^= 1 << (col % 8);
+    }
+
     /// Row `row` as -1.0 / +1.0 (`cols` values).
     pub fn row_f32(&self, row: usize, out: &mut [f32]) {
         assert_eq!(out.len(), self.cols);

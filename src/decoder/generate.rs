@@ -4,18 +4,23 @@ use super::cache::Cache;
 use super::coarse::Coarse;
 use super::exponential::exp_below_max;
 use super::model::Model;
+use super::rope::Rotation;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-/// Sequences that go through the model together.
-const GROUP: usize = 36;
-/// Groups at work at the same time; bounds the memory of their keys and values.
-const AT_ONCE: usize = 4;
+/// Groups of sequences that threads share out; the sequences of a group go through the model together. Few, because every
+/// group reads all weights for each of its tokens.
+const GROUPS: usize = 2;
+/// Sequences at work at the same time, at most.
+const AT_ONCE: usize = 72 * GROUPS;
+/// Bytes that their keys and values may take, unless one sequence a group takes more.
+const MEMORY: usize = 3 << 30;
 
 /// Continues every prompt to `length` tokens, each drawn from the model's own distribution (temperature 1).
 ///
-/// The same tokens for any number of threads. `progress` is called with the number of finished sequences.
+/// The same tokens for any number of threads. `progress` is called with the number of finished sequences; those at work
+/// count by the share of their tokens that is there.
 pub fn sample(
     model: &Model,
     prompts: &[&[u32]],
@@ -23,55 +28,68 @@ pub fn sample(
     seed: u64,
     mut progress: impl FnMut(usize),
 ) -> Vec<Vec<u32>> {
-    let (d, v) = (model.config.d_model, model.vocabulary());
+    let (c, v) = (&model.config, model.vocabulary());
+    let d = c.d_model;
     let head = Coarse::from_fn(v, d, |i, j| model.head[i * d + j]);
-    let groups: Vec<(usize, &[&[u32]])> = prompts.chunks(GROUP).enumerate().collect();
+    let rotations = model.rotations(length);
+    let sequence = c.blocks * length * c.heads_kv * (c.d_key + c.d_value) * size_of::<u16>();
+    let at_once = (MEMORY / sequence.max(1)).clamp(GROUPS, AT_ONCE);
     let mut out = Vec::with_capacity(prompts.len());
-    for wave in groups.chunks(AT_ONCE) {
-        let texts: Vec<Vec<Vec<u32>>> = wave
-            .par_iter()
-            .map(|(i, group)| of_group(model, &head, group, length, seed, *i as u64))
+    for (w, wave) in prompts.chunks(at_once).enumerate() {
+        let groups = wave.chunks(wave.len().div_ceil(GROUPS)).enumerate();
+        let mut groups: Vec<Group> = groups
+            .map(|(i, prompts)| Group::new(model, prompts, length, seed, (w * GROUPS + i) as u64))
             .collect();
-        out.extend(texts.into_iter().flatten());
+        for t in 1..length {
+            groups.par_iter_mut().for_each(|g| g.extend(model, &head, &rotations));
+            progress(out.len() + wave.len() * t / length);
+        }
+        out.extend(groups.into_iter().flat_map(|g| g.texts));
         progress(out.len());
     }
     out
 }
 
-fn of_group(
-    model: &Model,
-    head: &Coarse,
-    prompts: &[&[u32]],
-    length: usize,
-    seed: u64,
-    stream: u64,
-) -> Vec<Vec<u32>> {
-    let (c, v) = (&model.config, model.vocabulary());
-    let rotations = model.rotations(length);
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    rng.set_stream(stream);
-    let mut caches: Vec<Cache> = model.blocks.iter().map(|_| Cache::new(prompts.len())).collect();
-    let mut texts: Vec<Vec<u32>> = prompts.iter().map(|p| p[..p.len().min(length)].to_vec()).collect();
-    for t in 0..length - 1 {
-        let tokens: Vec<u32> = texts.iter().map(|text| text[t]).collect();
+/// Sequences of equal length but for their prompts, which may be ahead.
+struct Group {
+    texts: Vec<Vec<u32>>,
+    caches: Vec<Cache>,
+    /// Tokens that the caches hold.
+    seen: usize,
+    rng: ChaCha8Rng,
+}
+
+impl Group {
+    fn new(model: &Model, prompts: &[&[u32]], length: usize, seed: u64, stream: u64) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        rng.set_stream(stream);
+        let texts = prompts.iter().map(|p| p[..p.len().min(length)].to_vec()).collect();
+        let caches = model.blocks.iter().map(|_| Cache::new(prompts.len())).collect();
+        Self { texts, caches, seen: 0, rng }
+    }
+
+    /// Sends the next token of every sequence through the model, and draws one for those that end with it.
+    fn extend(&mut self, model: &Model, head: &Coarse, rotations: &[Rotation; 2]) {
+        let (c, v) = (&model.config, model.vocabulary());
+        let tokens: Vec<u32> = self.texts.iter().map(|text| text[self.seen]).collect();
+        self.seen += 1;
         let mut x = model.embed(&tokens);
-        for (block, cache) in model.blocks.iter().zip(&mut caches) {
-            x = block.extend(c, block.rotation(&rotations), x, cache);
+        for (block, cache) in model.blocks.iter().zip(&mut self.caches) {
+            x = block.extend(c, block.rotation(rotations), x, cache);
         }
-        if texts.iter().all(|text| text.len() > t + 1) {
-            continue;
+        if self.texts.iter().all(|text| text.len() > self.seen) {
+            return;
         }
         let mut logits = head.product(&model.normed(&x));
         model.bias_and_cap(&mut logits);
-        let draws: Vec<f32> = texts.iter().map(|_| rng.random()).collect();
+        let draws: Vec<f32> = self.texts.iter().map(|_| self.rng.random()).collect();
         let next: Vec<u32> = logits.par_chunks_mut(v).zip(draws).map(|(row, draw)| pick(row, draw)).collect();
-        for (text, next) in texts.iter_mut().zip(next) {
-            if text.len() == t + 1 {
+        for (text, next) in self.texts.iter_mut().zip(next) {
+            if text.len() == self.seen {
                 text.push(next);
             }
         }
     }
-    texts
 }
 
 /// The token at which the distribution of `logits` passes `draw`; the logits are overwritten.

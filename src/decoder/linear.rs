@@ -166,7 +166,7 @@ impl Linear {
         let mut tape = Vec::new();
         match &self.weight {
             Weight::Dense(w) => times_transposed(&mut y, x, w, self.d_out, self.d_in, false),
-            Weight::Coarse(w) => w.add_product(x, &mut y),
+            Weight::Coarse(w) => y = w.product(x),
             Weight::Binary(paths) => {
                 for p in paths {
                     let latent = p.vt.product(x, &p.g, p.precision);

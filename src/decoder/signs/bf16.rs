@@ -1,6 +1,6 @@
 //! Sign products by `vdpbf16ps`.
 
-use super::{PANEL, Signs};
+use super::PANEL;
 use rayon::prelude::*;
 use std::arch::x86_64::*;
 
@@ -16,10 +16,10 @@ pub fn available() -> bool {
     is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512bw")
 }
 
-/// `out = (x diag(scale)) S^T` with x in `terms` bfloat16 terms. Call only if [`available`].
-pub fn product(s: &Signs, x: &[f32], scale: &[f32], terms: usize, out: &mut [f32]) {
+/// `out = (x diag(scale)) S^T` with x in `terms` bfloat16 terms; S is `n x k`, its `words` as [`super::Bits::Pairs`] has
+/// them. Call only if [`available`].
+pub fn product(words: &[u64], [n, k]: [usize; 2], x: &[f32], scale: &[f32], terms: usize, out: &mut [f32]) {
     assert!(available());
-    let (n, k) = (s.n, s.k);
     let pairs = k.div_ceil(2);
     out.par_chunks_mut(TASK * n).zip(x.par_chunks(TASK * k)).for_each(|(out, x)| {
         let mut packed = vec![0u32; terms * pairs * ROWS];
@@ -28,7 +28,7 @@ pub fn product(s: &Signs, x: &[f32], scale: &[f32], terms: usize, out: &mut [f32
             let rows = x.len() / k;
             // SAFETY: the features are there.
             unsafe { pack(x, scale, terms, rows, [&mut rest, &mut line], &mut packed) };
-            for (panel, words) in s.words.chunks_exact(pairs).enumerate() {
+            for (panel, words) in words.chunks_exact(pairs).enumerate() {
                 let width = PANEL.min(n - panel * PANEL);
                 // SAFETY: the features are there, `tile` checks nothing else that it relies on: `packed` holds
                 // terms * pairs groups of `rows` values, `words` one word for each pair.

@@ -1,24 +1,29 @@
 //! Products with fixed sign matrices for the forward and backward pass: `out = (x diag(s)) S^T`.
 //!
-//! The signs stay bits. The AVX-512 BF16 path turns 32 of them at a time into an operand of `vdpbf16ps`; x is split
-//! into as many bfloat16 terms as the [`Precision`] asks for, which is exact in the signs and accumulates in f32.
-//! Everywhere else the matrix is expanded and multiplied in f32.
+//! The signs stay bits, and there are three ways to multiply by them. AVX-512 BF16 turns 32 of them at a time into an
+//! operand of `vdpbf16ps`; x is split into as many bfloat16 terms as the [`Precision`] asks for, which is exact in the
+//! signs and accumulates in f32. Other x86-64 processors take the run time's own kernel, so that training sees
+//! activations as they will be, in 14 bits. Everywhere else, and for [`Precision::Full`] there, the matrix is expanded
+//! and multiplied in f32.
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod bf16;
+mod lookup;
 
 use super::product::times_transposed;
+use crate::bits::{SignMatrix, TILE_ROWS, byte_index, tile_bytes};
 use rayon::prelude::*;
 
 /// Rows of S that are computed together.
+#[cfg(target_arch = "x86_64")]
 const PANEL: usize = 32;
 
-/// How much of the activations a product keeps where it is computed in bfloat16.
+/// How much of the activations a product keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
-    /// 8 bits, for training steps: the noise is far below that of a window of text.
+    /// 8 bits or more, for training steps: the noise is far below that of a window of text.
     Coarse,
-    /// 16 bits, as much as the run time keeps.
+    /// 14 bits or more, as much as the run time keeps.
     Fine,
     /// 24 bits, all that f32 has.
     Full,
@@ -36,18 +41,36 @@ impl Precision {
     }
 }
 
-/// A sign matrix S, `n x k`, in panels of 32 rows. Word `[n/32][k/2]` holds the signs of two columns: bit
-/// `2 (row % 32) + column % 2`, 1 = +1.
+/// A sign matrix S, `n x k`.
 #[derive(Clone, Debug)]
 pub struct Signs {
     n: usize,
     k: usize,
-    words: Vec<u64>,
+    bits: Bits,
+}
+
+#[derive(Clone, Debug)]
+enum Bits {
+    /// Panels of 32 rows for [`bf16`]. Word `[n/32][k/2]` holds the signs of two columns: bit `2 (row % 32) + column
+    /// % 2`, 1 = +1.
+    #[cfg(target_arch = "x86_64")]
+    Pairs(Vec<u64>),
+    /// As the file has them, for [`lookup`].
+    Tile(SignMatrix),
 }
 
 impl Signs {
     /// Signs of `f(row, column)`: `true` is +1.
     pub fn from_fn(n: usize, k: usize, f: impl Fn(usize, usize) -> bool + Sync) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if bf16::available() {
+            return Self::pairs(n, k, f);
+        }
+        Self::tile(n, k, f)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn pairs(n: usize, k: usize, f: impl Fn(usize, usize) -> bool + Sync) -> Self {
         let pairs = k.div_ceil(2);
         let mut words = vec![0u64; n.div_ceil(PANEL) * pairs];
         words.par_chunks_mut(pairs.max(1)).enumerate().for_each(|(panel, words)| {
@@ -60,18 +83,44 @@ impl Signs {
                 }
             }
         });
-        Self { n, k, words }
+        Self { n, k, bits: Bits::Pairs(words) }
+    }
+
+    fn tile(n: usize, k: usize, f: impl Fn(usize, usize) -> bool + Sync) -> Self {
+        let mut bytes = vec![0u8; tile_bytes(n, k)];
+        bytes.par_chunks_mut(tile_bytes(TILE_ROWS, k).max(1)).enumerate().for_each(|(block, bytes)| {
+            let first = block * TILE_ROWS;
+            for row in 0..TILE_ROWS.min(n - first) {
+                for column in 0..k {
+                    bytes[byte_index(k, row, column)] |= u8::from(f(first + row, column)) << (column % 8);
+                }
+            }
+        });
+        let tile = SignMatrix::from_tile(n, k, &bytes).expect("the right length, and padding of 0");
+        Self { n, k, bits: Bits::Tile(tile) }
     }
 
     /// Whether (`row`, `column`) is +1.
     fn is_plus(&self, row: usize, column: usize) -> bool {
-        let word = self.words[row / PANEL * self.k.div_ceil(2) + column / 2];
-        word >> (2 * (row % PANEL) + column % 2) & 1 == 1
+        match &self.bits {
+            #[cfg(target_arch = "x86_64")]
+            Bits::Pairs(words) => {
+                let word = words[row / PANEL * self.k.div_ceil(2) + column / 2];
+                word >> (2 * (row % PANEL) + column % 2) & 1 == 1
+            }
+            Bits::Tile(tile) => tile.is_plus(row, column),
+        }
     }
 
     /// Turns the sign at (`row`, `column`).
     pub fn turn(&mut self, row: usize, column: usize) {
-        self.words[row / PANEL * self.k.div_ceil(2) + column / 2] ^= 1 << (2 * (row % PANEL) + column % 2);
+        match &mut self.bits {
+            #[cfg(target_arch = "x86_64")]
+            Bits::Pairs(words) => {
+                words[row / PANEL * self.k.div_ceil(2) + column / 2] ^= 1 << (2 * (row % PANEL) + column % 2);
+            }
+            Bits::Tile(tile) => tile.turn(row, column),
+        }
     }
 
     /// S in f32, row-major.
@@ -88,14 +137,19 @@ impl Signs {
         assert_eq!(scale.len(), self.k);
         assert_eq!(x.len() % self.k, 0);
         let mut out = vec![0f32; x.len() / self.k * self.n];
-        #[cfg(target_arch = "x86_64")]
-        if bf16::available() {
-            bf16::product(self, x, scale, precision.terms(), &mut out);
-            return out;
+        match &self.bits {
+            #[cfg(target_arch = "x86_64")]
+            Bits::Pairs(words) => {
+                bf16::product(words, [self.n, self.k], x, scale, precision.terms(), &mut out);
+            }
+            Bits::Tile(tile) => match lookup::kernel(self.k).filter(|_| precision != Precision::Full) {
+                Some(kernel) => lookup::product(kernel, tile, x, scale, &mut out),
+                None => {
+                    let scaled = super::linear::columns(x, scale);
+                    times_transposed(&mut out, &scaled, &self.to_row_major(), self.n, self.k, false);
+                }
+            },
         }
-        let _ = precision;
-        let scaled = super::linear::columns(x, scale);
-        times_transposed(&mut out, &scaled, &self.to_row_major(), self.n, self.k, false);
         out
     }
 }
@@ -105,17 +159,25 @@ mod tests {
     use super::*;
     use rand::{Rng, SeedableRng};
 
+    /// The matrix in every layout that this processor can multiply.
+    fn layouts(n: usize, k: usize, f: impl Fn(usize, usize) -> bool + Sync) -> Vec<Signs> {
+        #[cfg(target_arch = "x86_64")]
+        if bf16::available() {
+            return vec![Signs::pairs(n, k, &f), Signs::tile(n, k, &f)];
+        }
+        vec![Signs::tile(n, k, f)]
+    }
+
     #[test]
     fn products_are_those_of_the_definition() {
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(5);
         for (tokens, n, k) in [(1, 1, 1), (3, 32, 2), (13, 70, 33), (130, 64, 96), (97, 31, 101)] {
             let pattern: Vec<bool> = (0..n * k).map(|_| rng.random()).collect();
-            let s = Signs::from_fn(n, k, |i, j| pattern[i * k + j]);
             let x: Vec<f32> = (0..tokens * k).map(|_| rng.random_range(-1.0f32..1.0)).collect();
             let scale: Vec<f32> = (0..k).map(|_| rng.random_range(-2.0f32..2.0)).collect();
-            for (precision, bound) in
-                [(Precision::Coarse, 4e-3), (Precision::Fine, 2e-5), (Precision::Full, 5e-7)]
-            {
+            let f = |i: usize, j: usize| pattern[i * k + j];
+            let bounds = [(Precision::Coarse, 4e-3), (Precision::Fine, 2e-4), (Precision::Full, 5e-7)];
+            for (s, (precision, bound)) in layouts(n, k, f).iter().flat_map(|s| bounds.map(|b| (s, b))) {
                 let got = s.product(&x, &scale, precision);
                 for t in 0..tokens {
                     for i in 0..n {
@@ -135,22 +197,24 @@ mod tests {
     #[test]
     fn turning_a_sign_turns_only_that_one() {
         let plus = |i: usize, j: usize| (i * 7 + j * j) % 5 < 2;
-        let mut s = Signs::from_fn(70, 33, plus);
         let places = [(0, 0), (31, 32), (32, 1), (69, 31)];
-        places.iter().for_each(|&(i, j)| s.turn(i, j));
-        let want = Signs::from_fn(70, 33, |i, j| plus(i, j) != places.contains(&(i, j)));
-        assert_eq!(s.words, want.words);
+        for mut s in layouts(70, 33, plus) {
+            places.iter().for_each(|&(i, j)| s.turn(i, j));
+            let turned = |i, j| plus(i, j) != places.contains(&(i, j));
+            assert!((0..70 * 33).all(|at| s.is_plus(at / 33, at % 33) == turned(at / 33, at % 33)));
+        }
     }
 
     #[test]
     fn threads_do_not_matter() {
-        let s = Signs::from_fn(200, 300, |i, j| (i * 7 + j * j) % 3 == 0);
         let x: Vec<f32> = (0..300 * 300).map(|i| (i as f32 * 0.37).sin()).collect();
         let scale = vec![0.5f32; 300];
-        let on = |threads| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| s.product(&x, &scale, Precision::Fine))
-        };
-        assert_eq!(on(1), on(3));
+        for s in layouts(200, 300, |i, j| (i * 7 + j * j) % 3 == 0) {
+            let on = |threads| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                pool.install(|| s.product(&x, &scale, Precision::Fine))
+            };
+            assert_eq!(on(1), on(3));
+        }
     }
 }
