@@ -15,7 +15,7 @@ pub fn kernel(k: usize) -> Option<Kernel> {
 /// `out = (x diag(scale)) S^T`.
 pub fn product(kernel: Kernel, s: &SignMatrix, x: &[f32], scale: &[f32], out: &mut [f32]) {
     let (n, k) = (s.rows(), s.cols());
-    assert!(k == scale.len() && x.len() % k == 0 && out.len() == x.len() / k * n);
+    assert!(k == scale.len() && x.len().is_multiple_of(k) && out.len() == x.len() / k * n);
     let stage = Stage { rows: n, cols: k, tile: s.as_bytes(), pre: None, post: None };
     let scratch = || (vec![0f32; TASK * k], vec![0u8; stage.work_size(TASK, Mode::Int)]);
     let tasks = out.par_chunks_mut(TASK * n).zip(x.par_chunks(TASK * k));
