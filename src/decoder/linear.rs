@@ -162,11 +162,14 @@ impl Linear {
     /// `x W^T + b` for `tokens` rows, and the tape.
     pub fn forward(&self, x: &[f32]) -> (Vec<f32>, LinearTape) {
         let tokens = x.len() / self.d_in;
-        let mut y = vec![0f32; tokens * self.d_out];
+        let mut y = match &self.weight {
+            Weight::Coarse(w) => w.product(x),
+            _ => vec![0f32; tokens * self.d_out],
+        };
         let mut tape = Vec::new();
         match &self.weight {
             Weight::Dense(w) => times_transposed(&mut y, x, w, self.d_out, self.d_in, false),
-            Weight::Coarse(w) => y = w.product(x),
+            Weight::Coarse(_) => {}
             Weight::Binary(paths) => {
                 for p in paths {
                     let latent = p.vt.product(x, &p.g, p.precision);

@@ -115,18 +115,18 @@ impl Packed {
         Self { n, k, words, steps }
     }
 
-    /// `out = x B^T`. Call only if [`available`].
-    pub fn product(&self, x: &[f32], out: &mut [f32]) {
+    /// `x B^T`. Call only if [`available`].
+    pub fn product(&self, x: &[f32]) -> Vec<f32> {
         assert!(available());
         let (n, k) = (self.n, self.k);
         let rows = x.len() / k;
-        assert_eq!((x.len(), out.len()), (rows * k, rows * n));
-        out.fill(0.0);
+        assert_eq!(x.len(), rows * k);
+        let mut out = vec![0f32; rows * n];
         if rows > FEW {
             out.par_chunks_mut(TASK * n).zip(x.par_chunks(TASK * k)).for_each(|(out, x)| {
                 self.add_panels(&Rows::new(x, k), 0, out, n);
             });
-            return;
+            return out;
         }
         // So few rows that tasks share out the panels.
         let x = Rows::new(x, k);
@@ -145,6 +145,7 @@ impl Packed {
                 out.copy_from_slice(&part[row * out.len()..(row + 1) * out.len()]);
             }
         });
+        out
     }
 
     /// Adds columns `first .. first + width` of the product to `out`, which is as wide.

@@ -87,15 +87,22 @@ impl Coarse {
     /// `x B^T` for rows of `x` (`rows x k`): `rows x n`. The same bits for any number of threads.
     pub fn product(&self, x: &[f32]) -> Vec<f32> {
         assert_eq!(x.len() % self.k, 0);
-        let mut out = vec![0f32; x.len() / self.k * self.n];
+        let zeros = || vec![0f32; x.len() / self.k * self.n];
         match &self.content {
-            Content::Full(b) => product::times_transposed(&mut out, x, b, self.n, self.k, false),
+            Content::Full(b) => {
+                let mut out = zeros();
+                product::times_transposed(&mut out, x, b, self.n, self.k, false);
+                out
+            }
             #[cfg(target_arch = "x86_64")]
-            Content::Pairs(words) => bf16::dense_product(words, self.n, self.k, x, &mut out),
+            Content::Pairs(words) => {
+                let mut out = zeros();
+                bf16::dense_product(words, self.n, self.k, x, &mut out);
+                out
+            }
             #[cfg(target_arch = "x86_64")]
-            Content::Integers(packed) => packed.product(x, &mut out),
+            Content::Integers(packed) => packed.product(x),
         }
-        out
     }
 }
 

@@ -11,7 +11,7 @@ pub(super) mod bf16;
 mod lookup;
 
 use super::product::times_transposed;
-use crate::bits::{SignMatrix, TILE_ROWS, byte_index, tile_bytes};
+use crate::bits::SignMatrix;
 use rayon::prelude::*;
 
 /// Rows of S that are computed together.
@@ -86,18 +86,8 @@ impl Signs {
         Self { n, k, bits: Bits::Pairs(words) }
     }
 
-    fn tile(n: usize, k: usize, f: impl Fn(usize, usize) -> bool + Sync) -> Self {
-        let mut bytes = vec![0u8; tile_bytes(n, k)];
-        bytes.par_chunks_mut(tile_bytes(TILE_ROWS, k).max(1)).enumerate().for_each(|(block, bytes)| {
-            let first = block * TILE_ROWS;
-            for row in 0..TILE_ROWS.min(n - first) {
-                for column in 0..k {
-                    bytes[byte_index(k, row, column)] |= u8::from(f(first + row, column)) << (column % 8);
-                }
-            }
-        });
-        let tile = SignMatrix::from_tile(n, k, &bytes).expect("the right length, and padding of 0");
-        Self { n, k, bits: Bits::Tile(tile) }
+    fn tile(n: usize, k: usize, f: impl Fn(usize, usize) -> bool) -> Self {
+        Self { n, k, bits: Bits::Tile(SignMatrix::from_fn(n, k, f)) }
     }
 
     /// Whether (`row`, `column`) is +1.
