@@ -10,6 +10,7 @@ use crate::job::layout::Budget;
 use crate::job::tuned::{Calibration, Effort, POLISH_ROUNDS};
 use crate::plan::Target;
 use crate::plan::rules::{Rule, read_rules};
+use crate::verify::Gates;
 use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -22,7 +23,7 @@ const EXAMPLES: &str = "Examples:
   littlebit-convert model-LB1.0.gguf model-f16-lossy.gguf --lossy f16
   littlebit-convert info model-LB1.0.gguf
 
-Exit codes: 0 done, 1 the work failed, 2 the request was wrong.";
+Exit codes: 0 done, 1 the work failed, 2 the request was wrong, 3 the result did not pass its gates.";
 
 /// What the user asked for.
 pub enum Command {
@@ -82,10 +83,11 @@ pub struct ConvertArgs {
     /// Paths per matrix: 2 adds a residual factorization of the same rank
     #[arg(long, value_name = "P", default_value_t = 1, help_heading = "Size")]
     paths: usize,
-    /// Type of the token embeddings: f32, f16, bf16, q8_0 [default: as in the input]
+    /// Type of the token embeddings: f32, f16, bf16, q8_0, q6_K, q5_0, q4_K, q4_0 [default: as in the input, of floats
+    /// q6_K; rows that do not fill its blocks: q8_0, for q4_K q5_0]
     #[arg(long, value_name = "TYPE", value_parser = stored_type, help_heading = "Size")]
     token_embedding_type: Option<GgmlType>,
-    /// Type of the output head: f32, f16, bf16, q8_0 [default: as in the input]
+    /// Type of the output head, likewise
     #[arg(long, value_name = "TYPE", value_parser = stored_type, help_heading = "Size")]
     output_tensor_type: Option<GgmlType>,
 
@@ -124,6 +126,10 @@ pub struct ConvertArgs {
     /// Rounds of polish (least-squares scales, coordinate descent on signs) after LB-ADMM; 0 turns it off
     #[arg(long, value_name = "N", default_value_t = POLISH_ROUNDS, requires = "texts", help_heading = "Method")]
     polish_rounds: usize,
+    /// Passes over the text in which the dense weights of a block make up for errors made before them, by gradient descent,
+    /// each time before the next of them are factorized
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "texts", help_heading = "Method")]
+    absorb_passes: usize,
     /// Distillation steps instead of the effort's; 0 turns it off
     #[arg(long, value_name = "N", requires = "texts", help_heading = "Method")]
     tune_steps: Option<usize>,
@@ -140,11 +146,21 @@ pub struct ConvertArgs {
     /// Text to compare the result with its source on, other than the calibration text: perplexity, divergence
     #[arg(long, value_name = "FILE", num_args = 1.., requires = "texts", help_heading = "Output")]
     eval: Vec<PathBuf>,
+    /// Highest perplexity on every --eval text, as a multiple of the source's; a result beyond it is kept as
+    /// OUTPUT.rejected, exit code 3
+    #[arg(long, value_name = "X", value_parser = positive, requires = "eval", help_heading = "Output")]
+    max_ppl_ratio: Option<f64>,
+    /// Highest mean KL divergence from the source in nats, likewise
+    #[arg(long, value_name = "NATS", value_parser = positive, requires = "eval", help_heading = "Output")]
+    max_kld: Option<f64>,
+    /// Lowest share of positions with the same most likely token as the source's, 0 to 1, likewise
+    #[arg(long, value_name = "SHARE", value_parser = share, requires = "eval", help_heading = "Output")]
+    min_same_top: Option<f64>,
     /// Seed of the random starts; the same seed gives the same bytes for any number of threads
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Method")]
     seed: u64,
 
-    /// Write a standard GGUF with the weights rebuilt from their factors: f32, f16 or q8_0
+    /// Write a standard GGUF with the weights rebuilt from their factors, in a type as above
     ///
     /// It loads in any stock llama.cpp and shows the same loss of quality without the gain in size. The input may
     /// be a model to compress or an existing LittleBit GGUF.
@@ -200,6 +216,14 @@ fn bytes(text: &str) -> std::result::Result<u64, String> {
     Ok(size as u64)
 }
 
+/// A number above 0.
+fn positive(text: &str) -> std::result::Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(x) if x > 0.0 && x.is_finite() => Ok(x),
+        _ => Err(format!("'{text}' is not a number above 0")),
+    }
+}
+
 /// A number from 0 to 1.
 fn share(text: &str) -> std::result::Result<f64, String> {
     match text.parse() {
@@ -233,7 +257,7 @@ fn stored_type(text: &str) -> std::result::Result<GgmlType, String> {
 }
 
 fn lossy_type(text: &str) -> std::result::Result<GgmlType, String> {
-    type_among(text, &[GgmlType::F32, GgmlType::F16, GgmlType::Q8_0])
+    type_among(text, &encode::TYPES)
 }
 
 /// Parses the command line; prints help or usage errors and exits as clap does.
@@ -305,6 +329,7 @@ impl ConvertArgs {
                     ..Shares::default()
                 },
                 polish_rounds: self.polish_rounds,
+                absorb_passes: self.absorb_passes,
                 steps: self.tune_steps,
                 time_budget: self.time_budget,
                 save_imatrix: self.save_imatrix.clone(),
@@ -316,6 +341,7 @@ impl ConvertArgs {
             lossy: self.lossy,
             work_dir: self.work_dir.clone(),
             force: self.force,
+            gates: Gates { ppl_ratio: self.max_ppl_ratio, kld: self.max_kld, same_top: self.min_same_top },
         })
     }
 }

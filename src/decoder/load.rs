@@ -79,10 +79,18 @@ impl<'a> Loader<'a> {
         self.optional(name, dims)?.ok_or_else(|| Error::tensor(self.source.path(), name, "is missing"))
     }
 
+    /// A dense weight.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] for a missing or misshapen tensor.
+    pub fn weight(&self, name: &str, d_out: usize, d_in: usize) -> Result<Weight> {
+        self.need(name, &[d_in, d_out]).map(Weight::Dense)
+    }
+
     /// A layer of the attention part.
     fn linear(&self, base: &str, d_out: usize, d_in: usize) -> Result<Linear> {
         let name = format!("{base}.weight");
-        let weight = Weight::Dense(self.need(&name, &[d_in, d_out])?);
+        let weight = self.weight(&name, d_out, d_in)?;
         let scale = self.optional(&format!("{base}.scale"), &[1])?.map_or(1.0, |s| s[0]);
         let bias = self.optional(&format!("{base}.bias"), &[d_out])?;
         Ok(Linear { name, d_out, d_in, weight, scale, bias })

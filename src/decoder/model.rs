@@ -57,21 +57,26 @@ pub struct ModelTape {
     rotations: [Rotation; 2],
 }
 
-/// The head of a model for training steps.
+/// The head of a model for training steps, both passes.
 #[derive(Debug)]
 pub struct CoarseHead {
-    head: Coarse,
+    /// For [`Model::coarse_logits`].
+    pub head: Coarse,
     transposed: Coarse,
 }
 
 impl Model {
     /// The head in the precision of training steps.
-    pub fn coarse_head(&self) -> CoarseHead {
+    pub fn coarse_head(&self) -> Coarse {
         let (d, v) = (self.config.d_model, self.vocabulary());
-        CoarseHead {
-            head: Coarse::from_fn(v, d, |i, j| self.head[i * d + j]),
-            transposed: Coarse::from_fn(d, v, |i, j| self.head[j * d + i]),
-        }
+        Coarse::from_fn(v, d, |i, j| self.head[i * d + j])
+    }
+
+    /// The same for both passes.
+    pub fn trained_head(&self) -> CoarseHead {
+        let (d, v) = (self.config.d_model, self.vocabulary());
+        let transposed = Coarse::from_fn(d, v, |i, j| self.head[j * d + i]);
+        CoarseHead { head: self.coarse_head(), transposed }
     }
 
     /// Tokens of the vocabulary.
@@ -139,8 +144,8 @@ impl Model {
     }
 
     /// The same through `head`.
-    pub fn coarse_logits(&self, head: &CoarseHead, normed: &[f32]) -> Vec<f32> {
-        let mut out = head.head.product(normed);
+    pub fn coarse_logits(&self, head: &Coarse, normed: &[f32]) -> Vec<f32> {
+        let mut out = head.product(normed);
         self.bias_and_cap(&mut out);
         out
     }

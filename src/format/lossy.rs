@@ -3,12 +3,13 @@
 use crate::error::{Error, Result};
 use crate::format::schema::{self, Part};
 use crate::format::{Factors, LittleBitFile};
-use crate::gguf::{GgmlType, TensorDesc, Value, Writer, encode};
+use crate::gguf::encode::{self, encode};
+use crate::gguf::{GgmlType, TensorDesc, Value, Writer};
 use std::io::Write;
 
-/// The type in which a rebuilt matrix is written: `wanted`, or F16 where its rows do not fit `wanted`'s blocks.
+/// The type in which a rebuilt matrix is written: `wanted`, or one that its rows fit.
 pub fn dense_type(wanted: GgmlType, d_in: u64) -> GgmlType {
-    if wanted.row_bytes(d_in).is_some() { wanted } else { GgmlType::F16 }
+    encode::fitting(wanted, d_in)
 }
 
 /// ne of the rebuilt weight.

@@ -1,8 +1,7 @@
 //! Tuning of the blocks of a sequential factorization, and what the journal keeps of it.
 
 use super::sequential::{Made, Stage, row_weights};
-use super::tuned::WINDOW;
-use crate::decoder::{Block, Config, Precision, Rotation, Weight};
+use crate::decoder::{Block, Precision, Weight};
 use crate::error::Result;
 use crate::factorize;
 use crate::format::Factors;
@@ -63,28 +62,25 @@ impl Stage<'_> {
             .collect()
     }
 
+    /// What the loss feels of errors in each channel of the residual stream after `block`, from the layer that writes it last.
+    pub(super) fn channels(&self, block: &Block) -> Vec<f32> {
+        let last = block.linears[3].last().and_then(|l| self.measured.get(&l.name));
+        match last {
+            Some(s) => row_weights(&s.output).iter().map(|w| w * w).collect(),
+            None => vec![1.0; block.norms[0].len()],
+        }
+    }
+
     /// Tunes block `b` from the compressed stream before it to the source's stream after it; its factors take the place
     /// of those in `made`.
-    #[allow(clippy::too_many_arguments)]
     pub(super) fn tune(
         &self,
         b: usize,
-        config: &Config,
+        task: &BlockTask,
         block: &mut Block,
-        rotation: &Rotation,
-        [inputs, targets]: [&[Vec<f32>]; 2],
         margins: &[[Vec<f32>; 2]],
         made: &mut HashMap<String, Made>,
     ) -> Result<BlockOutcome> {
-        // What the loss feels of errors in the residual stream, from the layer that writes it last.
-        let last = block.linears[3].last().and_then(|l| self.measured.get(&l.name));
-        let channels = match last {
-            Some(s) => row_weights(&s.output).iter().map(|w| w * w).collect(),
-            None => vec![1.0; config.d_model],
-        };
-        let shares = &self.shares;
-        let task =
-            BlockTask { config, rotation, inputs, targets, shares, channels: &channels, length: WINDOW };
         block.set_precision(Precision::Coarse);
         let outcome = task.tune(block, margins, &self.tuning);
         block.set_precision(Precision::Fine);

@@ -6,7 +6,7 @@ use crate::format::schema::{self, key};
 use crate::format::{LittleBitFile, lossy};
 use crate::gguf::{GgmlType, Writer, encode};
 use crate::job::fingerprint::{fingerprint, work_dir};
-use crate::job::header::{Action, Summary, TOOL, describe, littlebit_kv, method_text};
+use crate::job::header::{Action, Summary, TOOL, describe, file_name, littlebit_kv, method_text};
 use crate::job::journal::Journal;
 use crate::job::layout::{Budget, Layout};
 use crate::job::report::{Evaluation, Event, KeptReport, MatrixReport, Report};
@@ -18,6 +18,7 @@ use crate::plan::rules::Rule;
 use crate::plan::{MatrixSpec, Plan};
 use crate::source::TensorSource;
 use crate::tune::BlockOutcome;
+use crate::verify::Gates;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -54,6 +55,15 @@ pub struct Options {
     pub work_dir: Option<PathBuf>,
     /// Replace an existing output.
     pub force: bool,
+    /// What a calibrated result is to reach; one that does not is written under [`rejected`]'s name instead.
+    pub gates: Gates,
+}
+
+/// The name of a result that its gates have not let through.
+pub fn rejected(target: &Path) -> PathBuf {
+    let mut name = target.as_os_str().to_owned();
+    name.push(".rejected");
+    name.into()
 }
 
 /// Converts `source` into `target`.
@@ -67,6 +77,9 @@ pub fn convert(
     let mut inputs = vec![source.path()];
     inputs.extend(options.imatrix.as_deref());
     output::check_target(target, &inputs, options.force)?;
+    if options.gates.any() {
+        output::check_target(&rejected(target), &inputs, options.force)?;
+    }
     let calibration = options.calibration.as_ref();
     let imatrix = calibration.and_then(|c| c.save_imatrix.as_deref());
     let statistics = calibration.and_then(|c| c.statistics.as_deref());
@@ -169,9 +182,11 @@ impl Run<'_> {
         let plan = &plan;
         let prepared = match &calibrated {
             None => None,
-            Some((c, measured)) => {
-                Some(in_pool(&pool, |on_event| c.prepare(specs, plan, measured, on_event), progress)?)
-            }
+            Some((c, measured)) => Some(in_pool(
+                &pool,
+                |on_event| c.prepare(actions, specs, plan, measured, on_event),
+                progress,
+            )?),
         };
         let n_params: u64 = source.tensors().iter().map(|t| t.dims.iter().product::<u64>()).sum();
         let (descriptors, factor_bits) = describe(source, actions, specs, plan, options);
@@ -185,6 +200,11 @@ impl Run<'_> {
             calibration: prepared.as_ref().map(|p| p.tokens),
             evaluations: prepared.iter().flat_map(|p| &p.evaluations).map(Evaluation::figures).collect(),
         };
+        let evaluations = prepared.iter().flat_map(|p| &p.evaluations);
+        let failures: Vec<String> =
+            evaluations.flat_map(|e| options.gates.failures(&file_name(&e.text), &e.comparison)).collect();
+        let refused = rejected(target);
+        let target = if failures.is_empty() { target } else { &refused };
         let mut kv = littlebit_kv(source, &descriptors, options, &summary);
         if let Some(ty) = options.lossy {
             kv = lossy::lossy_kv(&kv, ty);
@@ -267,6 +287,7 @@ impl Run<'_> {
             imatrix: options.imatrix.clone(),
             calibration: options.calibration.as_ref().map(|c| c.files.clone()).unwrap_or_default(),
             generated_windows: options.calibration.as_ref().map_or(0, Calibration::generated),
+            failures,
             evaluations: prepared.as_ref().map(|p| p.evaluations.clone()).unwrap_or_default(),
             bpw: summary.bpw,
             bpw_file: summary.bpw_file,

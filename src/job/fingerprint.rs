@@ -37,6 +37,7 @@ pub(super) fn fingerprint(sha256: &str, options: &Options) -> Result<Fingerprint
         put("drift correction", c.correction.inputs.to_string());
         put("residual correction", c.correction.residual.to_string());
         put("polish rounds", c.polish_rounds.to_string());
+        put("absorb passes", c.absorb_passes.to_string());
         put("block passes", c.passes.map_or("the effort's".to_owned(), |n| n.to_string()));
     }
     put(

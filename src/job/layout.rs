@@ -5,7 +5,7 @@ use crate::calibrate::imatrix::Imatrix;
 use crate::calibrate::sensitivity::Sensitivity;
 use crate::error::{Error, Result};
 use crate::format::schema;
-use crate::gguf::{GgmlType, Writer};
+use crate::gguf::{GgmlType, Writer, encode};
 use crate::job::convert::Options;
 use crate::job::header::{Action, Summary, describe, file_name, littlebit_kv};
 use crate::plan::rules::{Rule, RuleAction, Rules};
@@ -66,7 +66,13 @@ impl Layout {
         let has_output = source.tensors().iter().any(|t| t.name == "output.weight");
         for t in source.tensors() {
             let stored = |wanted: Option<GgmlType>, reason: String| {
-                let ty = wanted.unwrap_or(t.ty);
+                let ty = wanted.map_or(t.ty, |ty| encode::fitting(ty, t.dims[0]));
+                let reason = match wanted {
+                    Some(wanted) if wanted != ty => {
+                        format!("{reason}; its rows do not fill blocks of {wanted}")
+                    }
+                    _ => reason,
+                };
                 if ty.row_bytes(t.dims[0]).is_none() {
                     return Err(Error::tensor(
                         source.path(),
@@ -122,10 +128,14 @@ impl Layout {
                     Action::Factorize(specs.len() - 1)
                 }
                 Err(reason) => {
+                    // As floats they would be the larger part of a file below two bits.
+                    let wide = [GgmlType::F32, GgmlType::F16, GgmlType::BF16].contains(&t.ty);
+                    let usual = wide.then_some(GgmlType::Q6_K);
+                    let (embeddings, output) = (options.token_embedding_type, options.output_tensor_type);
                     let wanted = match t.name.as_str() {
-                        "token_embd.weight" if has_output => options.token_embedding_type,
-                        "token_embd.weight" => options.token_embedding_type.or(options.output_tensor_type),
-                        "output.weight" => options.output_tensor_type,
+                        "token_embd.weight" if has_output => embeddings.or(usual),
+                        "token_embd.weight" => embeddings.or(output).or(usual),
+                        "output.weight" => output.or(usual),
                         _ => None,
                     };
                     stored(wanted, reason.to_string())?

@@ -18,6 +18,7 @@ pub mod report;
 mod sequential;
 mod stages;
 mod statistics;
+mod stored;
 mod tensor;
 pub mod tuned;
 

@@ -162,6 +162,8 @@ pub struct Report {
     pub generated_windows: usize,
     /// Comparison with the source on every text that was asked for.
     pub evaluations: Vec<Evaluation>,
+    /// Gates that the result did not pass; if there are any, `output` has the name of a rejected file.
+    pub failures: Vec<String>,
     /// Bits per factorized weight, from the bytes written.
     pub bpw: f64,
     /// Bits of all tensors over all weights.

@@ -17,12 +17,12 @@ use crate::format::Factors;
 use crate::job::convert::Options;
 use crate::job::journal::Journal;
 use crate::job::report::Event;
-use crate::tune::{BlockSettings, Teacher};
+use crate::tune::{Absorption, BlockSettings, BlockTask, Teacher};
 use half::bf16;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Instant;
 
 /// Windows that go through a block together.
@@ -40,6 +40,10 @@ pub(super) struct Made {
 /// What the stage needs.
 pub(super) struct Stage<'a> {
     pub loader: Loader<'a>,
+    /// The source as the output will hold what is not factorized.
+    pub stored: Loader<'a>,
+    /// Tensors that it holds in another type.
+    pub changed: HashSet<&'a str>,
     /// Windows that the source runs over; the first `statistics` of them serve for moments.
     pub windows: &'a [&'a [u32]],
     pub statistics: usize,
@@ -54,6 +58,8 @@ pub(super) struct Stage<'a> {
     pub correction: Shares,
     /// Rounds of polish.
     pub polish_rounds: usize,
+    /// How dense weights make up for the errors of what is factorized before them.
+    pub absorption: Absorption,
     /// Tuning of every block once it is factorized.
     pub tuning: BlockSettings,
     /// Whether the inputs' sums of squares are wanted.
@@ -65,6 +71,8 @@ pub(super) struct Stage<'a> {
 /// What it leaves.
 pub(super) struct Sequential {
     pub model: Model,
+    /// The source without its blocks.
+    pub source: Model,
     pub made: HashMap<String, Made>,
     /// The source's predictions for the windows of the calibration texts.
     pub teacher: Teacher,
@@ -83,7 +91,9 @@ type Record = (Vec<u8>, Teacher, Vec<Vec<f32>>, Collector);
 impl Stage<'_> {
     /// Factorizes block by block; every layer towards the target that makes up for the drift of its inputs.
     pub fn run(&self, progress: &mut dyn FnMut(Event)) -> Result<Sequential> {
-        let mut model = self.loader.frame()?;
+        let source = self.loader.frame()?;
+        let frame = ["token_embd.weight", "output.weight"].iter().any(|name| self.changed.contains(name));
+        let mut model = if frame { self.stored.frame()? } else { source.clone() };
         let mut made = HashMap::new();
         for (&name, &(index, rank)) in &self.ranks {
             let record: Option<Made> = self.journal.get(&format!("matrix-{index}"))?;
@@ -105,15 +115,15 @@ impl Stage<'_> {
             record.filter(|r| r.0 == digest && (!self.imatrix || !r.3.is_empty()))
         {
             for (b, tuned) in tuned.into_iter().enumerate() {
-                let block = self.loader.block(b)?;
+                let block = self.as_stored(self.loader.block(b)?)?;
                 model.blocks.push(restored(block, &made, tuned.map_or_else(Norms::new, |t| t.norms)));
             }
-            return Ok(Sequential { model, made, teacher, rows, imatrix });
+            return Ok(Sequential { model, source, made, teacher, rows, imatrix });
         }
 
         let rotations = model.rotations(WINDOW);
-        let mut xf: Vec<Vec<f32>> = self.windows.iter().map(|w| model.embed(w)).collect();
-        let mut xq = xf[..self.statistics].to_vec();
+        let mut xf: Vec<Vec<f32>> = self.windows.iter().map(|w| source.embed(w)).collect();
+        let mut xq: Vec<Vec<f32>> = self.windows[..self.statistics].iter().map(|w| model.embed(w)).collect();
         let mut imatrix = Collector::default();
         for (b, tuned) in tuned.into_iter().enumerate() {
             let block = self.loader.block(b)?;
@@ -142,6 +152,7 @@ impl Stage<'_> {
                     inputs.extend(kept);
                 }
             }
+            let block = self.as_stored(block)?;
             let (block, outcome) = match tuned {
                 Some(tuned) => {
                     let mut block = restored(block, &made, tuned.norms);
@@ -151,14 +162,22 @@ impl Stage<'_> {
                 None => {
                     let config = &model.config;
                     let tunes = self.tunes(b);
-                    let before = if tunes { xq.clone() } else { std::mem::take(&mut xq) };
+                    let kept = tunes || self.absorption.passes > 0;
+                    let before = if kept { xq.clone() } else { std::mem::take(&mut xq) };
+                    let task = BlockTask {
+                        config,
+                        rotation,
+                        inputs: &xq,
+                        targets: &xf[..self.statistics],
+                        shares: &self.shares,
+                        channels: &self.channels(&block),
+                        length: WINDOW,
+                    };
                     let (mut block, margins, mut states) =
-                        self.block(config, block, rotation, inputs, before, &mut made)?;
+                        self.block(&task, block, inputs, before, &mut made)?;
                     if tunes {
                         drop(states);
-                        let streams = [&xq, &xf[..self.statistics]];
-                        let outcome =
-                            self.tune(b, config, &mut block, rotation, streams, &margins, &mut made)?;
+                        let outcome = self.tune(b, &task, &mut block, &margins, &mut made)?;
                         pass(config, &mut block, rotation, &mut xq);
                         (block, Some(outcome))
                     } else {
@@ -180,12 +199,20 @@ impl Stage<'_> {
             });
         }
         drop(xq);
-        let mut rows = xf.into_iter().map(|x| model.normed(&x));
+        let mut rows = xf.into_iter().map(|x| source.normed(&x));
         let teacher = Teacher::new(rows.by_ref().take(self.training));
         let record: Record = (digest, teacher, rows.collect(), imatrix);
         self.journal.put(ROWS, "the source's predictions", &record)?;
         let (_, teacher, rows, imatrix) = record;
-        Ok(Sequential { model, made, teacher, rows, imatrix })
+        Ok(Sequential { model, source, made, teacher, rows, imatrix })
+    }
+
+    /// A block of the source with the layers that go on in another type rounded to it.
+    fn as_stored(&self, mut block: Block) -> Result<Block> {
+        for l in block.linears.iter_mut().flatten().filter(|l| self.changed.contains(l.name.as_str())) {
+            l.weight = self.stored.weight(&l.name, l.d_out, l.d_in)?;
+        }
+        Ok(block)
     }
 
     /// Of the windows' tokens.
@@ -203,23 +230,24 @@ impl Stage<'_> {
     /// compressed stream before the block's last site.
     fn block(
         &self,
-        c: &Config,
+        task: &BlockTask,
         mut block: Block,
-        rotation: &Rotation,
         source: Vec<Streams>,
         xq: Vec<Vec<f32>>,
         made: &mut HashMap<String, Made>,
     ) -> Result<(Block, Margins, Vec<BlockTape>)> {
+        let (c, rotation) = (task.config, task.rotation);
         let mut margins = Vec::new();
         // The compressed stream goes from site to site, past layers that are factorized by then.
         let mut states: Vec<BlockTape> = xq.into_iter().map(|x| block.begin(c, x)).collect();
         for site in Site::ALL {
-            let linears = &mut block.linears[site as usize];
+            let planned = |l: &Linear| self.ranks.contains_key(l.name.as_str());
             // Margins need the moments even of what is made already.
-            let open = |l: &Linear| {
-                self.ranks.contains_key(l.name.as_str())
-                    && (self.tuning.passes > 0 || !made.contains_key(&l.name))
-            };
+            let open = |l: &Linear| planned(l) && (self.tuning.passes > 0 || !made.contains_key(&l.name));
+            if self.absorption.passes > 0 && block.linears[site as usize..].iter().flatten().any(open) {
+                task.absorb(&mut block, planned, &self.absorption);
+            }
+            let linears = &mut block.linears[site as usize];
             if linears.iter().any(open) {
                 let mut moments = Moments::new(linears[0].d_in);
                 // A norm in between would bend what the residual stream lacks.

@@ -4,10 +4,19 @@ use super::journal::{self, Fingerprint};
 use super::output;
 use crate::calibrate::sensitivity::Sensitivity;
 use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 /// Of the file's content.
-const VERSION: &str = "1";
+const VERSION: &str = "2";
+
+/// What a file of statistics holds.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Measured {
+    /// Windows that the source has written.
+    pub generated: Vec<Vec<u32>>,
+    pub sensitivities: Vec<Sensitivity>,
+}
 
 /// What of a run's fingerprint the measurements depend on.
 const SHARED: [&str; 4] = ["source sha256", "calibration sha256", "generated windows", "seed"];
@@ -21,17 +30,17 @@ pub(super) fn fingerprint(run: &Fingerprint, windows: usize) -> Fingerprint {
     all
 }
 
-/// The sensitivities in `path`, `None` if there is no such file.
+/// What is in `path`, `None` if there is no such file.
 ///
 /// # Errors
 /// [`Error::Malformed`] if the file is damaged or another one, [`Error::Usage`] if it belongs to other inputs.
-pub(super) fn load(path: &Path, wanted: &Fingerprint) -> Result<Option<Vec<Sensitivity>>> {
+pub(super) fn load(path: &Path, wanted: &Fingerprint) -> Result<Option<Measured>> {
     let Some(bytes) = journal::read(path)? else { return Ok(None) };
-    let Some((found, all)) = journal::decode::<(Fingerprint, Vec<Sensitivity>)>(&bytes) else {
+    let Some((found, measured)) = journal::decode::<(Fingerprint, Measured)>(&bytes) else {
         return Err(Error::malformed(path, 0, "no statistics of a source model, or damaged ones"));
     };
     match journal::difference(&found, wanted) {
-        None => Ok(Some(all)),
+        None => Ok(Some(measured)),
         Some(what) => Err(Error::usage(format!(
             "the statistics in {} are of another run: {what}. Name another file, or remove it to measure anew",
             path.display()
@@ -39,12 +48,12 @@ pub(super) fn load(path: &Path, wanted: &Fingerprint) -> Result<Option<Vec<Sensi
     }
 }
 
-/// Writes them to `path`, which does not exist yet.
+/// Writes it to `path`, which does not exist yet.
 ///
 /// # Errors
 /// [`Error::Io`].
-pub(super) fn save(path: &Path, fingerprint: &Fingerprint, all: &[Sensitivity]) -> Result<()> {
-    let parts = journal::encode(path, &(fingerprint, all))?;
+pub(super) fn save(path: &Path, fingerprint: &Fingerprint, measured: &Measured) -> Result<()> {
+    let parts = journal::encode(path, &(fingerprint, measured))?;
     output::write_file(path, false, &parts.concat())
 }
 
@@ -60,12 +69,12 @@ mod tests {
         let own = fingerprint(&run("0"), 4);
         assert!(load(&path, &own).unwrap().is_none());
         let one = Sensitivity { name: "w".to_owned(), spectrum: vec![2.0, 1.0], output: vec![0.5] };
-        save(&path, &own, std::slice::from_ref(&one)).unwrap();
+        let measured = Measured { generated: vec![vec![3, 5]], sensitivities: vec![one.clone()] };
+        save(&path, &own, &measured).unwrap();
         let back = load(&path, &own).unwrap().unwrap();
-        assert_eq!(
-            (back[0].name.as_str(), &back[0].spectrum, &back[0].output),
-            ("w", &one.spectrum, &one.output)
-        );
+        assert_eq!(back.generated, measured.generated);
+        let back = &back.sensitivities[0];
+        assert_eq!((back.name.as_str(), &back.spectrum, &back.output), ("w", &one.spectrum, &one.output));
         let message = load(&path, &fingerprint(&run("0"), 6)).unwrap_err().to_string();
         assert!(message.contains("windows for sensitivities was '4', is '6'"), "{message}");
         let message = load(&path, &fingerprint(&run("1"), 4)).unwrap_err().to_string();

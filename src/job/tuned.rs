@@ -9,16 +9,17 @@ use crate::error::{Error, Result};
 use crate::factorize;
 use crate::job::convert::Options;
 use crate::job::generated;
-use crate::job::header::file_name;
-use crate::job::journal::Journal;
+use crate::job::header::{Action, file_name};
+use crate::job::journal::{Fingerprint, Journal};
 use crate::job::output;
 use crate::job::report::{Evaluation, Event, Sample};
 use crate::job::sequential::{Made, Sequential, Stage};
-use crate::job::statistics;
+use crate::job::statistics::{self, Measured};
+use crate::job::stored::Stored;
 use crate::plan::{MatrixSpec, Plan};
 use crate::source::TensorSource;
 use crate::tokenize::Tokenizer;
-use crate::tune::{BlockSettings, Checkpoint, Distillation, Length, Settings, Teacher};
+use crate::tune::{Absorption, BlockSettings, Checkpoint, Distillation, Length, Settings, Teacher};
 use crate::verify;
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -77,7 +78,7 @@ impl Effort {
     fn amounts(self) -> Amounts {
         let [generated, sensitivity, moments, iterations, passes, steps] = match self {
             Effort::Fast => [40, 4, 112, 12, 0, 60],
-            Effort::Normal => [128, 12, 240, 20, 2, 260],
+            Effort::Normal => [96, 8, 192, 16, 1, 200],
             Effort::Best => [256, 24, 448, 40, 3, 900],
         };
         Amounts { generated, sensitivity, moments, iterations, passes, steps }
@@ -111,6 +112,8 @@ pub struct Calibration {
     pub correction: Shares,
     /// Rounds of polish.
     pub polish_rounds: usize,
+    /// Passes in which dense weights make up for errors before they are factorized.
+    pub absorb_passes: usize,
     /// Distillation steps instead of the effort's.
     pub steps: Option<usize>,
     /// Time for all stages instead of a number of steps: distillation takes what factorization leaves.
@@ -157,6 +160,10 @@ pub(super) struct Calibrated<'a> {
     journal: &'a Journal,
     started: Instant,
     tokenizer: Tokenizer,
+    /// What the file of statistics has.
+    kept: Option<Measured>,
+    /// Windows that the source has written.
+    generated: Vec<Vec<u32>>,
     text: Mixture,
     /// Windows of every evaluation text.
     texts: Vec<Vec<Vec<u32>>>,
@@ -174,10 +181,17 @@ impl<'a> Calibrated<'a> {
         let started = Instant::now();
         let tokenizer = Tokenizer::from_kv(source.path(), source.kv())?;
         let mut files = text::windows_of(&calibration.files, &tokenizer, WINDOW)?;
+        let kept = match &calibration.statistics {
+            Some(path) => statistics::load(path, &statistics_fingerprint(calibration, journal))?,
+            None => None,
+        };
         let count = calibration.generated();
-        if count > 0 {
-            files.push(generated::windows(source, &tokenizer, count, options.seed, journal, progress)?);
-        }
+        let generated = match &kept {
+            Some(kept) => kept.generated.clone(),
+            None if count == 0 => Vec::new(),
+            None => generated::windows(source, &tokenizer, count, options.seed, journal, progress)?,
+        };
+        files.extend((count > 0).then(|| generated.clone()));
         let text = Mixture::new(files);
         let mut texts = text::windows_of(&calibration.evaluation, &tokenizer, WINDOW)?;
         texts.iter_mut().for_each(|t| t.truncate(EVALUATION_WINDOWS));
@@ -187,30 +201,33 @@ impl<'a> Calibrated<'a> {
             let what = format!("token {t} of the tokenizer has no embedding");
             return Err(Error::unsupported(source.path(), what));
         }
-        Ok(Self { source, options, calibration, journal, started, tokenizer, text, texts })
+        Ok(Self { source, options, calibration, journal, started, tokenizer, kept, generated, text, texts })
     }
 
     /// What the loss feels of errors in each weight, by name: from the journal, from the file of statistics, or measured.
     pub fn sensitivities(&self, progress: &mut dyn FnMut(Event)) -> Result<HashMap<String, Sensitivity>> {
-        let amount = self.calibration.effort.amounts().sensitivity;
-        let file = self.calibration.statistics.as_ref();
-        let file = file.map(|path| (path, statistics::fingerprint(self.journal.fingerprint(), amount)));
-        let kept = match (self.journal.get(SENSITIVITY)?, &file) {
-            (None, Some((path, fingerprint))) => statistics::load(path, fingerprint)?,
-            (record, _) => record,
-        };
-        let all: Vec<Sensitivity> = match kept {
+        let by_name = |all: &[Sensitivity]| all.iter().map(|s| (s.name.clone(), s.clone())).collect();
+        if let Some(kept) = &self.kept {
+            return Ok(by_name(&kept.sensitivities));
+        }
+        let sensitivities: Vec<Sensitivity> = match self.journal.get(SENSITIVITY)? {
             Some(all) => all,
             None => {
-                let all = self.measure(amount, progress)?;
+                let all = self.measure(self.calibration.effort.amounts().sensitivity, progress)?;
                 self.journal.put(SENSITIVITY, "sensitivities", &all)?;
                 all
             }
         };
-        if let Some((path, fingerprint)) = file.filter(|(path, _)| !path.exists()) {
-            statistics::save(path, &fingerprint, &all)?;
+        let found = by_name(&sensitivities);
+        if let Some(path) = &self.calibration.statistics {
+            let fingerprint = statistics_fingerprint(self.calibration, self.journal);
+            statistics::save(
+                path,
+                &fingerprint,
+                &Measured { generated: self.generated.clone(), sensitivities },
+            )?;
         }
-        Ok(all.into_iter().map(|s| (s.name.clone(), s)).collect())
+        Ok(found)
     }
 
     /// Sensitivities over the first `count` windows.
@@ -225,6 +242,7 @@ impl<'a> Calibrated<'a> {
     /// Runs all stages after the plan.
     pub fn prepare(
         &self,
+        actions: &[Action],
         specs: &[MatrixSpec],
         plan: &Plan,
         measured: &HashMap<String, Sensitivity>,
@@ -244,7 +262,7 @@ impl<'a> Calibrated<'a> {
         // Little text is learned by heart: then blocks are tuned on demand only.
         let enough = text.windows.len() >= LEAST_BLOCK_WINDOWS;
         let passes = calibration.passes.unwrap_or(if enough { amounts.passes } else { 0 });
-        let most = most_for_moments(loader.config(), passes > 0);
+        let most = most_for_moments(loader.config(), passes + calibration.absorb_passes > 0);
         let statistics = amounts.moments.min(text.windows.len()).min(most);
         // Distillation begins with others: those that blocks were fitted to say least about what is still wrong.
         text.begin_after(statistics);
@@ -252,8 +270,11 @@ impl<'a> Calibrated<'a> {
         let evaluation = self.texts.iter().flatten().map(Vec::as_slice);
         let all: Vec<&[u32]> = training.iter().copied().chain(evaluation).collect();
         let ranks = specs.iter().zip(&plan.entries).enumerate();
+        let stored = Stored::new(self.source, actions);
         let stage = Stage {
             loader,
+            stored: decoder::Loader::new(&stored)?,
+            changed: stored.changed().collect(),
             windows: &all,
             statistics,
             shares: text.shares(statistics),
@@ -262,12 +283,13 @@ impl<'a> Calibrated<'a> {
             measured,
             correction: calibration.correction,
             polish_rounds: calibration.polish_rounds,
+            absorption: Absorption { passes: calibration.absorb_passes, ..Absorption::default() },
             tuning: BlockSettings { passes, ..BlockSettings::default() },
             imatrix: calibration.save_imatrix.is_some(),
             options: &job,
             journal: self.journal,
         };
-        let Sequential { mut model, mut made, teacher, rows, imatrix } = stage.run(progress)?;
+        let Sequential { mut model, source, mut made, teacher, rows, imatrix } = stage.run(progress)?;
         if let Some(path) = &calibration.save_imatrix {
             let names = calibration.names();
             let bytes = imatrix.to_gguf(&names, training.len(), WINDOW)?;
@@ -278,7 +300,7 @@ impl<'a> Calibrated<'a> {
             Some(all) => Length::Time(all.saturating_sub(self.started.elapsed())),
             None => Length::Steps(steps),
         };
-        distil(&mut model, &teacher, &text, length, self.journal, progress)?;
+        distil(&mut model, &source, &teacher, &text, length, self.journal, progress)?;
         let norms = store(&mut model, &mut made)?;
         let mut evaluations = Vec::new();
         let mut at = 0;
@@ -286,7 +308,7 @@ impl<'a> Calibrated<'a> {
             let windows: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
             let rows = &rows[at..at + windows.len()];
             at += windows.len();
-            let comparison = verify::compare(rows, &model, &windows, |done| {
+            let comparison = verify::compare(&source, rows, &model, &windows, |done| {
                 progress(Event::Stage { name: "evaluate", done, total: windows.len(), value: None });
             });
             let prompt = &windows[0][..SAMPLE.0];
@@ -301,6 +323,11 @@ impl<'a> Calibrated<'a> {
     }
 }
 
+/// What the statistics of the run depend on.
+fn statistics_fingerprint(calibration: &Calibration, journal: &Journal) -> Fingerprint {
+    statistics::fingerprint(journal.fingerprint(), calibration.effort.amounts().sensitivity)
+}
+
 /// Windows whose activations, kept while a block is factorized, fit into [`MOMENT_MEMORY`]: the inputs of all sites and
 /// the residual stream at two places in two bytes, and residual stream, middle and one input in four, the block's input once more if it is `tuned`.
 fn most_for_moments(c: &Config, tuned: bool) -> usize {
@@ -313,6 +340,7 @@ fn most_for_moments(c: &Config, tuned: bool) -> usize {
 /// Distils the source's predictions into `model`, from the journal's checkpoint if there is one.
 fn distil(
     model: &mut Model,
+    source: &Model,
     teacher: &Teacher,
     text: &Mixture,
     length: Length,
@@ -325,7 +353,7 @@ fn distil(
         (Length::Time(_), Some(c)) if matches!(c.length(), Length::Time(_)) => c.length(),
         _ => length,
     };
-    let mut run = Distillation::new(model, teacher, text, Settings { length, ..Settings::default() });
+    let mut run = Distillation::new(model, source, teacher, text, Settings { length, ..Settings::default() });
     let resumed = checkpoint.is_some_and(|c| run.resume(c));
     if resumed {
         progress(Event::Note(&format!("{} distillation steps are there from an earlier run", run.steps())));

@@ -1,5 +1,7 @@
-//! Adam on relative changes: parameter i is `base_i (1 + a_i)`, so one rate fits scales of every size.
+//! Adam on relative changes: parameter i is `base_i (1 + a_i)`, so one rate fits scales of every size. And on matrices, in
+//! units of their size.
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 /// Decay of the mean gradient.
@@ -7,6 +9,8 @@ pub const MEAN: f32 = 0.9;
 /// Decay of the mean squared gradient; short, for runs of some hundred steps.
 pub const SQUARE: f32 = 0.95;
 const EPS: f32 = 1e-10;
+/// Elements that one task handles.
+const CHUNK: usize = 1 << 14;
 
 /// State of one vector of parameters.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -52,6 +56,39 @@ impl Relative {
             self.change[i] -= rate * (self.mean[i] / m_bias) / ((self.square[i] / s_bias).sqrt() + EPS);
         }
         self.write(parameters);
+    }
+}
+
+/// Adam on a matrix in units of its root mean square at the start.
+#[derive(Clone, Debug)]
+pub struct Plain {
+    unit: f32,
+    mean: Vec<f32>,
+    square: Vec<f32>,
+}
+
+impl Plain {
+    /// For `parameters` as they are now.
+    pub fn new(parameters: &[f32]) -> Self {
+        let square: f64 = parameters.iter().map(|x| f64::from(*x).powi(2)).sum();
+        let zeros = vec![0.0; parameters.len()];
+        let unit = (square / parameters.len().max(1) as f64).sqrt() as f32;
+        Self { unit, mean: zeros.clone(), square: zeros }
+    }
+
+    /// Step `t` (from 1).
+    pub fn step(&mut self, t: i32, rate: f32, gradient: &[f32], parameters: &mut [f32]) {
+        let (m_bias, s_bias) = (1.0 - MEAN.powi(t), 1.0 - SQUARE.powi(t));
+        let rate = rate * self.unit / m_bias;
+        let states = self.mean.par_chunks_mut(CHUNK).zip(self.square.par_chunks_mut(CHUNK));
+        let all = states.zip(parameters.par_chunks_mut(CHUNK)).zip(gradient.par_chunks(CHUNK));
+        all.for_each(|(((mean, square), p), g)| {
+            for i in 0..p.len() {
+                mean[i] = MEAN * mean[i] + (1.0 - MEAN) * g[i];
+                square[i] = SQUARE * square[i] + (1.0 - SQUARE) * g[i] * g[i];
+                p[i] -= rate * mean[i] / ((square[i] / s_bias).sqrt() + f32::MIN_POSITIVE);
+            }
+        });
     }
 }
 

@@ -138,7 +138,7 @@ impl BlockTask<'_> {
     }
 
     /// Error of one window, whose gradient is added to `grad`.
-    fn window(&self, block: &Block, w: usize, grad: &mut BlockGrad) -> f64 {
+    pub(super) fn window(&self, block: &Block, w: usize, grad: &mut BlockGrad) -> f64 {
         let (y, tape) = block.forward(self.config, self.rotation, self.inputs[w].clone(), self.length);
         let (error, dy) = self.loss(&y, w);
         block.backward(self.config, self.rotation, &tape, dy, self.length, grad);
@@ -206,6 +206,7 @@ mod tests {
     use super::*;
     use crate::decoder::Precision;
     use crate::decoder::tests::small;
+    use crate::tune::Absorption;
 
     const LENGTH: usize = 7;
 
@@ -255,6 +256,50 @@ mod tests {
         assert!(outcome.errors[1] < outcome.errors[0]);
         let (_, other, _, others) = run(3, 5.0);
         assert_eq!((after, signs), (other, others), "threads change the result");
+    }
+
+    #[test]
+    fn dense_weights_absorb_what_factors_have_lost() {
+        let model = small();
+        let rotations = model.rotations(LENGTH);
+        let source = &model.blocks[0];
+        let rotation = source.rotation(&rotations);
+        let tokens = |w: usize| (0..LENGTH).map(|t| ((t * t + 3 * w) % 11) as u32).collect::<Vec<u32>>();
+        let targets = (0..8).map(|w| {
+            let x = model.embed(&tokens(w));
+            source.forward(&model.config, rotation, x, LENGTH).0
+        });
+        let targets: Vec<Vec<f32>> = targets.collect();
+        // The stream before the block has drifted.
+        let inputs = (0..8).map(|w| model.embed(&tokens(w)).iter().map(|x| x * 1.2 + 0.02).collect());
+        let inputs: Vec<Vec<f32>> = inputs.collect();
+        let task = BlockTask {
+            config: &model.config,
+            rotation,
+            inputs: &inputs,
+            targets: &targets,
+            shares: &[1.0; 8],
+            channels: &[1.0; 12],
+            length: LENGTH,
+        };
+        let mut block = source.clone();
+        let dense = |block: &Block| -> Vec<Option<Vec<f32>>> {
+            let weights = block.linears.iter().flatten().map(|l| match &l.weight {
+                Weight::Dense(w) => Some(w.clone()),
+                _ => None,
+            });
+            weights.collect()
+        };
+        let before = (task.error(&block), dense(&block));
+        let settings = Absorption { passes: 20, rate: 0.02, ..Absorption::default() };
+        let kept = block.linears[3][0].name.clone();
+        let errors = task.absorb(&mut block, |l| l.name != kept, &settings);
+        let after = (task.error(&block), dense(&block));
+        assert!(after.0 < 0.7 * before.0 && errors[1] < errors[0], "{} after {}", after.0, before.0);
+        let names = block.linears.iter().flatten().map(|l| &l.name);
+        for (name, (a, b)) in names.zip(before.1.iter().zip(&after.1)) {
+            assert_eq!(a == b, *name == kept || a.is_none(), "{name}");
+        }
     }
 
     #[test]

@@ -5,9 +5,10 @@ use super::over_windows;
 use super::parameters::{Kind, visit};
 use super::teacher::Teacher;
 use crate::calibrate::text::Mixture;
-use crate::decoder::{CoarseHead, Model, ModelGrad, Precision, Trained, exp_below_max};
+use crate::decoder::{Coarse, CoarseHead, Model, ModelGrad, Precision, Trained, exp_below_max};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// When to end.
@@ -72,20 +73,29 @@ impl Checkpoint {
 pub struct Distillation<'a> {
     model: &'a mut Model,
     head: CoarseHead,
+    /// Of the source, where it is another one.
+    source_head: Option<Coarse>,
     teacher: &'a Teacher,
     text: &'a Mixture,
     state: Checkpoint,
 }
 
 impl<'a> Distillation<'a> {
-    /// Begins with `model`, whose head is that of the source; the windows of `text` are those of `teacher`.
-    pub fn new(model: &'a mut Model, teacher: &'a Teacher, text: &'a Mixture, settings: Settings) -> Self {
+    /// Begins with `model`; `source` has the source's head, and the windows of `text` are those of `teacher`.
+    pub fn new(
+        model: &'a mut Model,
+        source: &Model,
+        teacher: &'a Teacher,
+        text: &'a Mixture,
+        settings: Settings,
+    ) -> Self {
         let mut states = Vec::new();
         model.set_precision(Precision::Coarse);
         let zero = model.zero_grad(Trained::Scales);
         visit(model, &zero, |_, p, _| states.push(Relative::new(p)));
         let state = Checkpoint { settings, step: 0, spent: Duration::ZERO, states };
-        Self { head: model.coarse_head(), model, teacher, text, state }
+        let source_head = (!Arc::ptr_eq(&model.head, &source.head)).then(|| source.coarse_head());
+        Self { head: model.trained_head(), source_head, model, teacher, text, state }
     }
 
     /// Goes on from `checkpoint`, if it is one of a run with the same model and settings.
@@ -178,9 +188,9 @@ impl<'a> Distillation<'a> {
         let positions: Vec<usize> = ((pass + w) % stride..length).step_by(stride).collect();
         let tape = self.model.forward(tokens, length);
         let rows: Vec<f32> = positions.iter().flat_map(|&p| &tape.x[p * d..(p + 1) * d]).copied().collect();
-        let logits = self.model.coarse_logits(&self.head, &self.model.normed(&rows));
+        let logits = self.model.coarse_logits(&self.head.head, &self.model.normed(&rows));
         let wanted = self.teacher.rows(w, positions.iter().copied(), d);
-        let wanted = self.model.coarse_logits(&self.head, &wanted);
+        let wanted = self.model.coarse_logits(self.source_head.as_ref().unwrap_or(&self.head.head), &wanted);
         let (kld, mut d_logits) = kl(&logits, wanted, self.model.vocabulary());
         let norm = &mut grad.norm;
         let d_rows = self.model.coarse_head_backward(&self.head, &rows, &logits, &mut d_logits, norm);

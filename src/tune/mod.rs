@@ -3,6 +3,7 @@
 //! [`BlockTask`] brings the signs, scales and norms of one block towards the source's block. [`Distillation`] moves the scales and norms of a factorized model towards the logits of its source, all signs fixed:
 //! the cheapest large gain after factorization (`specs/algorithm.md`).
 
+mod absorb;
 mod adam;
 mod block;
 mod distill;
@@ -12,6 +13,7 @@ mod teacher;
 
 use rayon::prelude::*;
 
+pub use absorb::Absorption;
 pub use block::{BlockOutcome, BlockSettings, BlockTask};
 pub use distill::{Checkpoint, Distillation, Length, Settings, Step};
 pub use teacher::Teacher;

@@ -39,9 +39,10 @@ pub struct Comparison {
     pub same_top: Estimate,
 }
 
-/// Scores `model` on `windows` against its source, of which the normalised last rows of every window are given; both
-/// have the same head.
+/// Scores `model` on `windows` against its source, of which the head and the normalised last rows of every window are
+/// given.
 pub fn compare(
+    source: &Model,
     source_rows: &[Vec<f32>],
     model: &Model,
     windows: &[&[u32]],
@@ -51,7 +52,7 @@ pub fn compare(
     let all: Vec<(&Vec<f32>, &[u32])> = source_rows.iter().zip(windows.iter().copied()).collect();
     for (i, some) in all.chunks(AT_ONCE).enumerate() {
         let parts: Vec<Vec<[f64; 4]>> =
-            some.par_iter().map(|(rows, window)| scores(rows, model, window)).collect();
+            some.par_iter().map(|(rows, window)| scores(source, rows, model, window)).collect();
         scored.extend(parts.into_iter().flatten());
         progress(i * AT_ONCE + some.len());
     }
@@ -59,13 +60,13 @@ pub fn compare(
 }
 
 /// [`score`] of every position in the second half of one window.
-fn scores(source_rows: &[f32], model: &Model, window: &[u32]) -> Vec<[f64; 4]> {
+fn scores(source: &Model, source_rows: &[f32], model: &Model, window: &[u32]) -> Vec<[f64; 4]> {
     let (d, v, length) = (model.config.d_model, model.vocabulary(), window.len());
     let normed = model.normed(&model.stream(window, length));
     let positions: Vec<usize> = (length / 2..length - 1).collect();
     let of_part = |part: &[usize]| -> Vec<[f64; 4]> {
         let rows = part[0] * d..(part[part.len() - 1] + 1) * d;
-        let p = model.logits(&source_rows[rows.clone()]);
+        let p = source.logits(&source_rows[rows.clone()]);
         let q = model.logits(&normed[rows]);
         let next = &window[part[0] + 1..];
         let pairs = p.par_chunks(v).zip(q.par_chunks(v)).enumerate();

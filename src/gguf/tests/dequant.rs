@@ -110,7 +110,7 @@ fn wrong_lengths_and_types_are_refused() {
     assert!(dequantize(GgmlType::Q8_0, &[0; 34], &mut y[..31]).is_err());
     assert!(dequantize(GgmlType::IQ2_XS, &[], &mut []).unwrap_err().contains("llama-quantize"));
     assert!(dequantize(GgmlType(4), &[], &mut []).is_err());
-    for ty in [GgmlType::Q4_0, GgmlType::I8, GgmlType(99)] {
+    for ty in [GgmlType::Q4_1, GgmlType::I8, GgmlType(99)] {
         assert!(encode(ty, &y, &mut Vec::new()).is_err(), "{ty}");
     }
     assert!(encode(GgmlType::Q8_0, &y[..31], &mut Vec::new()).is_err());

@@ -1,6 +1,7 @@
 //! Tests of the module as a whole.
 
 mod dequant;
+mod encode;
 mod faults;
 mod round_trip;
 
