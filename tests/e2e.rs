@@ -517,6 +517,12 @@ fn perplexity_of_a_calibrated_model_is_llama_cpps() {
     // Four real windows are little to tune blocks on, and what blocks are tuned from is good already.
     assert!(all[1] < 0.98 * all[0] && all[2] < 0.95 * all[0], "each stage has to pay: {all:?}");
 
+    let info: Json = serde_json::from_str(&ok(&["info", s(&out), "--json"])).unwrap();
+    let kv = &info["littlebit"]["kv"];
+    assert_eq!(kv["evaluation.text"][0], "evaluation.txt");
+    let (stored, exact) = (kv["evaluation.kld"][0].as_f64().unwrap(), kld(&after));
+    assert!((stored / exact - 1.0).abs() < 1e-5, "{stored} against {exact}");
+
     let windows = after["windows"].as_u64().unwrap();
     for (build, model, ours) in [
         ("LITTLEBIT_PATCHED", &out, &after["perplexity"]),

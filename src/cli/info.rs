@@ -5,7 +5,7 @@ use super::summary::{class, size};
 use crate::error::Result;
 use crate::format::LittleBitFile;
 use crate::format::file::is_littlebit;
-use crate::gguf::{Gguf, Value};
+use crate::gguf::{Array, Gguf, Value};
 use serde_json::{Value as Json, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -43,7 +43,7 @@ fn littlebit(file: LittleBitFile, data_bits: u64) -> Result<Json> {
         .gguf
         .kv
         .iter()
-        .filter_map(|(k, v)| Some((k.strip_prefix("littlebit.")?.to_owned(), scalar(v))))
+        .filter_map(|(k, v)| Some((k.strip_prefix("littlebit.")?.to_owned(), plain(v))))
         .collect();
     let n_params = file.gguf.get("littlebit.n_params").and_then(Value::as_u64).unwrap_or(0);
     let matrices: Vec<Json> = file
@@ -68,10 +68,16 @@ fn littlebit(file: LittleBitFile, data_bits: u64) -> Result<Json> {
     }))
 }
 
-fn scalar(v: &Value) -> Json {
+/// Numbers, strings, flags, and the lists that the schema has.
+fn plain(v: &Value) -> Json {
     match v {
         Value::Str(_) => json!(v.as_str()),
         Value::Bool(b) => json!(b),
+        Value::Array(Array::Str(all)) => all.iter().map(|s| String::from_utf8_lossy(s)).collect(),
+        // A figure is written with the digits that it has, not with those of its conversion.
+        Value::Array(Array::F32(all)) => {
+            all.iter().map(|x| json!(x.to_string().parse::<f64>().ok())).collect()
+        }
         _ => v.as_u64().map(|x| json!(x)).or_else(|| v.as_f64().map(|x| json!(x))).unwrap_or(Json::Null),
     }
 }

@@ -224,7 +224,7 @@ impl Run<'_> {
                             encode(*ty, norm, &mut bytes)?;
                             Ok(Done::Kept(bytes))
                         }
-                        None => keep(source, i, *ty).map(Done::Kept),
+                        None => pool.install(|| keep(source, i, *ty)).map(Done::Kept),
                     }
                 }
                 Action::Factorize(at) => pool.install(|| {

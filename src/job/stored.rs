@@ -1,8 +1,9 @@
 //! The source as its output will hold it: tensors that go on in another type are rounded to it.
 
 use super::header::Action;
+use super::tensor::encoded;
 use crate::error::Result;
-use crate::gguf::{GgmlType, Value, dequantize, encode};
+use crate::gguf::{GgmlType, Value, dequantize};
 use crate::source::{SourceTensor, TensorSource};
 use std::path::Path;
 
@@ -53,8 +54,7 @@ impl TensorSource for Stored<'_> {
     fn read_f32(&self, i: usize) -> Result<Vec<f32>> {
         let mut values = self.source.read_f32(i)?;
         if let Some(ty) = self.types[i] {
-            let mut bytes = Vec::new();
-            encode(ty, &values, &mut bytes)?;
+            let bytes = encoded(ty, &values)?;
             dequantize(ty, &bytes, &mut values).expect("what was just encoded can be read");
         }
         Ok(values)

@@ -12,7 +12,11 @@ use crate::job::journal::Journal;
 use crate::job::report::MatrixReport;
 use crate::plan::MatrixSpec;
 use crate::source::TensorSource;
+use rayon::prelude::*;
 use std::time::Instant;
+
+/// Values that one task encodes, whole blocks of every type.
+const PIECE: usize = 1 << 16;
 
 /// What a worker hands to the writer.
 pub(super) enum Done {
@@ -22,13 +26,22 @@ pub(super) enum Done {
 
 /// Bytes of a kept tensor in its output type.
 pub(super) fn keep(source: &dyn TensorSource, i: usize, ty: GgmlType) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
     if ty == source.tensors()[i].ty {
+        let mut bytes = Vec::new();
         source.read_raw(i, &mut bytes)?;
-    } else {
-        encode(ty, &source.read_f32(i)?, &mut bytes)?;
+        return Ok(bytes);
     }
-    Ok(bytes)
+    encoded(ty, &source.read_f32(i)?)
+}
+
+/// [`encode`] on all threads.
+pub(super) fn encoded(ty: GgmlType, values: &[f32]) -> Result<Vec<u8>> {
+    let one = |piece: &[f32]| {
+        let mut bytes = Vec::new();
+        encode(ty, piece, &mut bytes).map(|()| bytes)
+    };
+    let pieces: Vec<Vec<u8>> = values.par_chunks(PIECE).map(one).collect::<Result<_>>()?;
+    Ok(pieces.concat())
 }
 
 /// Factors of one tensor with their relative errors (plain, weighted) and the seconds they took.

@@ -78,8 +78,8 @@ impl Effort {
     fn amounts(self) -> Amounts {
         let [generated, sensitivity, moments, iterations, passes, steps] = match self {
             Effort::Fast => [40, 4, 112, 12, 0, 60],
-            Effort::Normal => [96, 8, 192, 16, 1, 200],
-            Effort::Best => [256, 24, 448, 40, 3, 900],
+            Effort::Normal => [72, 8, 192, 16, 1, 200],
+            Effort::Best => [216, 16, 384, 24, 1, 1000],
         };
         Amounts { generated, sensitivity, moments, iterations, passes, steps }
     }

@@ -6,7 +6,6 @@ mod symmetric;
 use super::GgmlType;
 use crate::error::{Error, Result};
 use half::{bf16, f16};
-use rayon::prelude::*;
 
 /// The types that [`encode`] writes.
 pub const TYPES: [GgmlType; 8] = [
@@ -19,9 +18,6 @@ pub const TYPES: [GgmlType; 8] = [
     GgmlType::Q4_K,
     GgmlType::Q4_0,
 ];
-
-/// Values that one task encodes, whole blocks of every type.
-const PIECE: usize = 1 << 14;
 
 /// `wanted`, or the type that llama-quantize takes in its place where rows of `ne0` values do not fill its blocks.
 pub fn fitting(wanted: GgmlType, ne0: u64) -> GgmlType {
@@ -68,10 +64,8 @@ pub fn encode(ty: GgmlType, values: &[f32], out: &mut Vec<u8>) -> Result<()> {
     }
     let at = out.len();
     out.resize(at + values.len() / elements * bytes, 0);
-    let pieces = out[at..].par_chunks_mut(PIECE / elements * bytes).zip(values.par_chunks(PIECE));
-    pieces.for_each(|(out, values)| {
-        out.chunks_exact_mut(bytes).zip(values.chunks_exact(elements)).for_each(|(out, x)| block(x, out));
-    });
+    let blocks = out[at..].chunks_exact_mut(bytes).zip(values.chunks_exact(elements));
+    blocks.for_each(|(out, x)| block(x, out));
     Ok(())
 }
 
