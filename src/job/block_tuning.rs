@@ -1,6 +1,7 @@
 //! Tuning of the blocks of a sequential factorization, and what the journal keeps of it.
 
-use super::sequential::{Made, Stage, row_weights};
+use super::sequential::{Made, Stage};
+use super::site::row_weights;
 use crate::decoder::{Block, Precision, Weight};
 use crate::error::Result;
 use crate::factorize;

@@ -6,6 +6,7 @@
 
 mod block_tuning;
 pub mod convert;
+mod effort;
 mod fingerprint;
 mod generated;
 mod header;
@@ -16,6 +17,7 @@ pub mod ordered;
 pub mod output;
 pub mod report;
 mod sequential;
+mod site;
 mod stages;
 mod statistics;
 mod stored;

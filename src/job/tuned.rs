@@ -8,6 +8,7 @@ use crate::decoder::{self, Config, Model, Weight};
 use crate::error::{Error, Result};
 use crate::factorize;
 use crate::job::convert::Options;
+pub use crate::job::effort::Effort;
 use crate::job::generated;
 use crate::job::header::{Action, file_name};
 use crate::job::journal::{Fingerprint, Journal};
@@ -46,56 +47,6 @@ const SENSITIVITY: &str = "sensitivity";
 const CHECKPOINT: &str = "distil";
 /// Time between two of them at least, and as a multiple of the time that one takes.
 const CHECKPOINT_EVERY: (Duration, u32) = (Duration::from_secs(5), 50);
-
-/// How much work a calibrated conversion does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Effort {
-    /// Minutes on a small model.
-    Fast,
-    /// The default.
-    Normal,
-    /// As long as it pays.
-    Best,
-}
-
-/// How much of what an effort does.
-struct Amounts {
-    /// Windows that the source writes.
-    generated: usize,
-    /// Windows for sensitivities.
-    sensitivity: usize,
-    /// Windows for moments.
-    moments: usize,
-    /// Iterations of ADMM.
-    iterations: usize,
-    /// Passes of block tuning over the windows for moments.
-    passes: usize,
-    /// Distillation steps.
-    steps: usize,
-}
-
-impl Effort {
-    fn amounts(self) -> Amounts {
-        let [generated, sensitivity, moments, iterations, passes, steps] = match self {
-            Effort::Fast => [40, 4, 112, 12, 0, 60],
-            Effort::Normal => [72, 8, 192, 16, 1, 200],
-            Effort::Best => [216, 16, 384, 24, 1, 1000],
-        };
-        Amounts { generated, sensitivity, moments, iterations, passes, steps }
-    }
-}
-
-impl std::str::FromStr for Effort {
-    type Err = Error;
-    fn from_str(s: &str) -> Result<Self> {
-        match s {
-            "fast" => Ok(Effort::Fast),
-            "normal" => Ok(Effort::Normal),
-            "best" => Ok(Effort::Best),
-            _ => Err(Error::usage(format!("unknown effort '{s}'; there are fast, normal and best"))),
-        }
-    }
-}
 
 /// What a calibrated conversion needs.
 #[derive(Clone, Debug)]
