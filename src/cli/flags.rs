@@ -160,7 +160,7 @@ pub struct ConvertArgs {
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Method")]
     seed: u64,
 
-    /// Write a standard GGUF with the weights rebuilt from their factors, in a type as above
+    /// Write a standard GGUF with the weights rebuilt from their factors: f32, f16, bf16, q8_0, q6_K, q5_0, q4_K, q4_0
     ///
     /// It loads in any stock llama.cpp and shows the same loss of quality without the gain in size. The input may
     /// be a model to compress or an existing LittleBit GGUF.
