@@ -164,7 +164,7 @@ pub struct ConvertArgs {
     ///
     /// It loads in any stock llama.cpp and shows the same loss of quality without the gain in size. The input may
     /// be a model to compress or an existing LittleBit GGUF.
-    #[arg(long, value_name = "TYPE", value_parser = lossy_type, help_heading = "Output")]
+    #[arg(long, value_name = "TYPE", value_parser = stored_type, help_heading = "Output")]
     lossy: Option<GgmlType>,
     /// Folder where finished pieces are kept until the output is complete; the same command goes on from there after
     /// an interruption [default: OUTPUT.work]
@@ -245,19 +245,9 @@ fn duration(text: &str) -> std::result::Result<Duration, String> {
     Duration::try_from_secs_f64(number * unit).map_err(|e| format!("{text}: {e}"))
 }
 
-fn type_among(text: &str, allowed: &[GgmlType]) -> std::result::Result<GgmlType, String> {
-    GgmlType::from_name(text).filter(|t| allowed.contains(t)).ok_or_else(|| {
-        let names: Vec<_> = allowed.iter().map(|t| t.name().to_string()).collect();
-        format!("this build writes {}; for other types run llama-quantize on the result", names.join(", "))
-    })
-}
-
 fn stored_type(text: &str) -> std::result::Result<GgmlType, String> {
-    type_among(text, &encode::TYPES)
-}
-
-fn lossy_type(text: &str) -> std::result::Result<GgmlType, String> {
-    type_among(text, &encode::TYPES)
+    encode::type_named(text)
+        .map_err(|what| format!("{what}; for other types run llama-quantize on the result"))
 }
 
 /// Parses the command line; prints help or usage errors and exits as clap does.

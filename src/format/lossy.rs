@@ -7,11 +7,6 @@ use crate::gguf::encode::{self, encode};
 use crate::gguf::{GgmlType, TensorDesc, Value, Writer};
 use std::io::Write;
 
-/// The type in which a rebuilt matrix is written: `wanted`, or one that its rows fit.
-pub fn dense_type(wanted: GgmlType, d_in: u64) -> GgmlType {
-    encode::fitting(wanted, d_in)
-}
-
 /// ne of the rebuilt weight.
 pub fn dense_dims(d_in: u64, d_out: u64, experts: u64) -> Vec<u64> {
     if experts == 1 { vec![d_in, d_out] } else { vec![d_in, d_out, experts] }
@@ -50,7 +45,7 @@ pub fn expand<W: Write>(
             descs.push(TensorDesc {
                 name: format!("{base}.weight"),
                 dims: dense_dims(d_in, d_out, m.experts() as u64),
-                ty: dense_type(ty, d_in),
+                ty: encode::fitting(ty, d_in),
             });
         } else if !Part::ALL.iter().any(|p| t.name.ends_with(p.suffix())) {
             descs.push(TensorDesc { name: t.name.clone(), dims: t.dims.clone(), ty: t.ty });

@@ -4,14 +4,14 @@ use crate::error::{Error, Result};
 use crate::factorize::{Method, Rotate};
 use crate::format::schema::{self, key};
 use crate::format::{LittleBitFile, lossy};
-use crate::gguf::{GgmlType, Writer, encode};
+use crate::gguf::{GgmlType, Writer};
 use crate::job::fingerprint::{fingerprint, work_dir};
 use crate::job::header::{Action, Summary, TOOL, describe, file_name, littlebit_kv, method_text};
 use crate::job::journal::Journal;
 use crate::job::layout::{Budget, Layout};
 use crate::job::report::{Evaluation, Event, KeptReport, MatrixReport, Report};
 use crate::job::stages::Stages;
-use crate::job::tensor::{Done, factorize_tensor, finished, keep};
+use crate::job::tensor::{Done, encoded, factorize_tensor, finished, keep};
 use crate::job::tuned::{Calibrated, Calibration};
 use crate::job::{ordered, output};
 use crate::plan::rules::Rule;
@@ -216,17 +216,14 @@ impl Run<'_> {
         let (mut matrices, mut kept) = (Vec::new(), Vec::new());
         let work = |i: usize| -> Result<Done> {
             match &actions[i] {
-                Action::Keep { ty, .. } => {
+                Action::Keep { ty, .. } => pool.install(|| {
                     let name = &source.tensors()[i].name;
-                    match prepared.as_ref().and_then(|p| p.norms.get(name)) {
-                        Some(norm) => {
-                            let mut bytes = Vec::new();
-                            encode(*ty, norm, &mut bytes)?;
-                            Ok(Done::Kept(bytes))
-                        }
-                        None => pool.install(|| keep(source, i, *ty)).map(Done::Kept),
-                    }
-                }
+                    let bytes = match prepared.as_ref().and_then(|p| p.norms.get(name)) {
+                        Some(norm) => encoded(*ty, norm),
+                        None => keep(source, i, *ty),
+                    };
+                    bytes.map(Done::Kept)
+                }),
                 Action::Factorize(at) => pool.install(|| {
                     let (spec, rank) = (&specs[*at], plan.entries[*at].rank);
                     match prepared.as_ref().and_then(|p| p.made.get(&spec.name)) {

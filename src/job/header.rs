@@ -2,9 +2,8 @@
 
 use super::convert::Options;
 use crate::calibrate::imatrix::Imatrix;
-use crate::format::lossy;
 use crate::format::schema::{self, Shape, key};
-use crate::gguf::{Array, GgmlType, TensorDesc, Value};
+use crate::gguf::{Array, GgmlType, TensorDesc, Value, encode};
 use crate::plan::{MatrixSpec, Plan};
 use crate::source::TensorSource;
 use std::path::Path;
@@ -43,7 +42,7 @@ pub(super) fn describe(
                     Some(ty) => descriptors.push(TensorDesc {
                         name: t.name.clone(),
                         dims: t.dims.clone(),
-                        ty: lossy::dense_type(ty, t.dims[0]),
+                        ty: encode::fitting(ty, t.dims[0]),
                     }),
                 }
             }

@@ -5,7 +5,8 @@ use crate::error::Result;
 use crate::factorize::{Job, factorize};
 use crate::format::schema::{self, Part};
 use crate::format::{Factors, lossy};
-use crate::gguf::{GgmlType, encode};
+use crate::gguf::GgmlType;
+use crate::gguf::encode::{self, encode};
 use crate::job::convert::Options;
 use crate::job::header::base;
 use crate::job::journal::Journal;
@@ -109,7 +110,7 @@ pub(super) fn finished(
             .map(|&p| (format!("{}{}", base(&spec.name), p.suffix()), schema::part_bytes(factors, p)))
             .collect(),
         Some(ty) => {
-            let ty = lossy::dense_type(ty, d_in as u64);
+            let ty = encode::fitting(ty, d_in as u64);
             vec![(spec.name.clone(), lossy::dense_bytes(factors, ty)?)]
         }
     };

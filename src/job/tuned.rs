@@ -111,8 +111,8 @@ pub(super) struct Calibrated<'a> {
     journal: &'a Journal,
     started: Instant,
     tokenizer: Tokenizer,
-    /// What the file of statistics has.
-    kept: Option<Measured>,
+    /// Sensitivities of the file of statistics.
+    kept: Option<Vec<Sensitivity>>,
     /// Windows that the source has written.
     generated: Vec<Vec<u32>>,
     text: Mixture,
@@ -132,15 +132,15 @@ impl<'a> Calibrated<'a> {
         let started = Instant::now();
         let tokenizer = Tokenizer::from_kv(source.path(), source.kv())?;
         let mut files = text::windows_of(&calibration.files, &tokenizer, WINDOW)?;
-        let kept = match &calibration.statistics {
+        let measured = match &calibration.statistics {
             Some(path) => statistics::load(path, &statistics_fingerprint(calibration, journal))?,
             None => None,
         };
         let count = calibration.generated();
-        let generated = match &kept {
-            Some(kept) => kept.generated.clone(),
-            None if count == 0 => Vec::new(),
-            None => generated::windows(source, &tokenizer, count, options.seed, journal, progress)?,
+        let (kept, generated) = match measured {
+            Some(measured) => (Some(measured.sensitivities), measured.generated),
+            None if count == 0 => (None, Vec::new()),
+            None => (None, generated::windows(source, &tokenizer, count, options.seed, journal, progress)?),
         };
         files.extend((count > 0).then(|| generated.clone()));
         let text = Mixture::new(files);
@@ -159,7 +159,7 @@ impl<'a> Calibrated<'a> {
     pub fn sensitivities(&self, progress: &mut dyn FnMut(Event)) -> Result<HashMap<String, Sensitivity>> {
         let by_name = |all: &[Sensitivity]| all.iter().map(|s| (s.name.clone(), s.clone())).collect();
         if let Some(kept) = &self.kept {
-            return Ok(by_name(&kept.sensitivities));
+            return Ok(by_name(kept));
         }
         let sensitivities: Vec<Sensitivity> = match self.journal.get(SENSITIVITY)? {
             Some(all) => all,

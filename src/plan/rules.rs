@@ -62,11 +62,8 @@ impl std::str::FromStr for Rule {
                 RuleAction::Rank(rank)
             }
             Some(("type", t)) => {
-                let ty = GgmlType::from_name(t).filter(|t| encode::TYPES.contains(t));
-                RuleAction::Type(ty.ok_or_else(|| {
-                    let names: Vec<_> = encode::TYPES.iter().map(|t| t.name().to_string()).collect();
-                    wrong(format!("type '{t}' cannot be written; this build writes {}", names.join(", ")))
-                })?)
+                let refused = |what| wrong(format!("type '{t}' cannot be written; {what}"));
+                RuleAction::Type(encode::type_named(t).map_err(refused)?)
             }
             _ => return Err(wrong(format!("'{action}' is none of bpw:B, rank:R, keep, type:T"))),
         };

@@ -2,7 +2,7 @@
 
 use super::adam::Plain;
 use super::block::BlockTask;
-use super::over_windows;
+use super::descent::Descent;
 use crate::decoder::{Block, BlockGrad, Linear, LinearGrad, Trained, Weight};
 
 /// How to absorb.
@@ -33,44 +33,33 @@ impl BlockTask<'_> {
         open: impl Fn(&Linear) -> bool + Sync,
         settings: &Absorption,
     ) -> [f64; 2] {
-        let count = self.inputs.len();
-        let steps = settings.passes * count.div_ceil(settings.batch);
-        let edge = (steps / 8).max(1);
+        let descent = Descent::new(settings.passes, self.inputs.len(), settings.batch, settings.warm_up);
         let mut states: Vec<Option<Plain>> = block.linears.iter().flatten().map(|_| None).collect();
-        let mut errors = [0.0; 2];
-        for k in 0..steps {
-            let windows: Vec<usize> = (0..settings.batch).map(|j| (k * settings.batch + j) % count).collect();
-            let run = |&w: &usize| {
-                let mut grad = self.dense_grad(block, &open);
-                (self.window(block, w, &mut grad), grad)
-            };
-            let (error, grad) = over_windows(&windows, run, BlockGrad::add);
-            if k < edge {
-                errors[0] += error / edge as f64;
-            }
-            if k >= steps - edge {
-                errors[1] += error / edge as f64;
-            }
-            let rise = ((k + 1) as f32 / settings.warm_up.max(1) as f32).min(1.0);
-            let rate = settings.rate * rise * (1.0 - 0.95 * k as f32 / steps as f32);
-            let grads = grad.linears.iter().flatten();
-            for ((l, grad), state) in block.linears.iter_mut().flatten().zip(grads).zip(&mut states) {
-                if let (Weight::Dense(w), Some(LinearGrad::Dense(g))) = (&mut l.weight, grad) {
-                    state.get_or_insert_with(|| Plain::new(w)).step(k as i32 + 1, rate, g, w);
+        self.descend(
+            block,
+            &descent,
+            |block| dense_grad(block, &open),
+            |block, grad, k| {
+                let rate = settings.rate * descent.level(k);
+                let grads = grad.linears.iter().flatten();
+                for ((l, grad), state) in block.linears.iter_mut().flatten().zip(grads).zip(&mut states) {
+                    if let (Weight::Dense(w), Some(LinearGrad::Dense(g))) = (&mut l.weight, grad) {
+                        state.get_or_insert_with(|| Plain::new(w)).step(k as i32 + 1, rate, g, w);
+                    }
                 }
-            }
-        }
-        errors
+            },
+        )
     }
+}
 
-    fn dense_grad(&self, block: &Block, open: &(impl Fn(&Linear) -> bool + Sync)) -> BlockGrad {
-        let mut grad = block.zero_grad(Trained::Scales);
-        for (l, grad) in block.linears.iter().flatten().zip(grad.linears.iter_mut().flatten()) {
-            *grad = match &l.weight {
-                Weight::Dense(_) if open(l) => l.zero_grad(Trained::Everything),
-                _ => None,
-            };
-        }
-        grad
+/// Zero gradients of the dense weights that `open` picks.
+fn dense_grad(block: &Block, open: impl Fn(&Linear) -> bool) -> BlockGrad {
+    let mut grad = block.zero_grad(Trained::Scales);
+    for (l, grad) in block.linears.iter().flatten().zip(grad.linears.iter_mut().flatten()) {
+        *grad = match &l.weight {
+            Weight::Dense(_) if open(l) => l.zero_grad(Trained::Everything),
+            _ => None,
+        };
     }
+    grad
 }

@@ -2,8 +2,8 @@
 //! of the source's block on the source's stream.
 
 use super::adam::Relative;
+use super::descent::Descent;
 use super::latent::Latents;
-use super::over_windows;
 use super::parameters::{Kind, visit_block};
 use crate::decoder::{
     Binary, Block, BlockGrad, Config, LinearGrad, Rotation, Trained, Weight, token_weights,
@@ -79,8 +79,7 @@ impl BlockTask<'_> {
         margins: &[[Vec<f32>; 2]],
         settings: &BlockSettings,
     ) -> BlockOutcome {
-        let count = self.inputs.len();
-        let steps = settings.passes * count.div_ceil(settings.batch);
+        let descent = Descent::new(settings.passes, self.inputs.len(), settings.batch, settings.warm_up);
         let mut states = States { scales: Vec::new(), latents: Vec::new() };
         let zero = block.zero_grad(Trained::Scales);
         visit_block(block, &zero, |_, p, _| states.scales.push(Relative::new(p)));
@@ -90,40 +89,22 @@ impl BlockTask<'_> {
             all += u.len() + vt.len();
             states.latents.push([Latents::new(&u, &margins[0]), Latents::new(&vt, &margins[1])]);
         }
-        let level = |k: usize| {
-            let rise = ((k + 1) as f32 / settings.warm_up.max(1) as f32).min(1.0);
-            rise * (1.0 - 0.95 * k as f32 / steps as f32)
-        };
-        let distance: f32 = (0..steps).map(level).sum();
+        let distance: f32 = (0..descent.steps).map(|k| descent.level(k)).sum();
         let sign_rate = settings.sign_rate.min(settings.sign_travel / distance.max(f32::MIN_POSITIVE));
-        let (mut turned, edge) = (0usize, (steps / 8).max(1));
-        let mut outcome = BlockOutcome::default();
-        for k in 0..steps {
-            let windows: Vec<usize> = (0..settings.batch).map(|j| (k * settings.batch + j) % count).collect();
-            let run = |&w: &usize| {
-                let mut grad = block.zero_grad(Trained::Factors);
-                (self.window(block, w, &mut grad), grad)
-            };
-            let (error, grad) = over_windows(&windows, run, BlockGrad::add);
-            if k < edge {
-                outcome.errors[0] += error / edge as f64;
-            }
-            if k >= steps - edge {
-                outcome.errors[1] += error / edge as f64;
-            }
-            let level = level(k);
-            let t = k as i32 + 1;
+        let mut turned = 0usize;
+        let zero = |block: &Block| block.zero_grad(Trained::Factors);
+        let errors = self.descend(block, &descent, zero, |block, grad, k| {
+            let (level, t) = (descent.level(k), k as i32 + 1);
             let mut scales = states.scales.iter_mut();
-            visit_block(block, &grad, |kind, p, g| {
+            visit_block(block, grad, |kind, p, g| {
                 let rate = settings.rate * level * if kind == Kind::Norm { 0.5 } else { 1.0 };
                 scales.next().expect("one state a vector").step(t, rate, 1.0, g, p);
             });
             if !states.latents.is_empty() && sign_rate > 0.0 {
-                turned += turn(block, &grad, &mut states.latents, t, sign_rate * level);
+                turned += turn(block, grad, &mut states.latents, t, sign_rate * level);
             }
-        }
-        outcome.flips = turned as f64 / all.max(1) as f64;
-        outcome
+        });
+        BlockOutcome { errors, flips: turned as f64 / all.max(1) as f64 }
     }
 
     /// Mean relative error over the windows as the block is.
@@ -204,11 +185,26 @@ fn turn(block: &mut Block, grad: &BlockGrad, latents: &mut [[Latents; 2]], t: i3
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decoder::Precision;
     use crate::decoder::tests::small;
+    use crate::decoder::{Model, Precision};
     use crate::tune::Absorption;
 
     const LENGTH: usize = 7;
+
+    /// Residual stream before the blocks, of window `w`.
+    fn stream(model: &Model, w: usize) -> Vec<f32> {
+        model.embed(&(0..LENGTH).map(|t| ((t * t + 3 * w) % 11) as u32).collect::<Vec<u32>>())
+    }
+
+    fn task<'a>(
+        model: &'a Model,
+        rotation: &'a Rotation,
+        inputs: &'a [Vec<f32>],
+        targets: &'a [Vec<f32>],
+    ) -> BlockTask<'a> {
+        let (config, shares, channels) = (&model.config, &[1.0; 8], &[1.0; 12]);
+        BlockTask { config, rotation, inputs, targets, shares, channels, length: LENGTH }
+    }
 
     /// Tunes the factorized block of a small model towards the same block with other scales and signs.
     fn run(threads: usize, sign_travel: f32) -> (f64, f64, BlockOutcome, Vec<[Vec<f32>; 2]>) {
@@ -216,8 +212,7 @@ mod tests {
         let rotations = model.rotations(LENGTH);
         let source = &model.blocks[1];
         let rotation = source.rotation(&rotations);
-        let tokens = |w: usize| (0..LENGTH).map(|t| ((t * t + 3 * w) % 11) as u32).collect::<Vec<u32>>();
-        let inputs: Vec<Vec<f32>> = (0..8).map(|w| model.embed(&tokens(w))).collect();
+        let inputs: Vec<Vec<f32>> = (0..8).map(|w| stream(&model, w)).collect();
         let forward = |x: &Vec<f32>| source.forward(&model.config, rotation, x.clone(), LENGTH).0;
         let targets: Vec<Vec<f32>> = inputs.iter().map(forward).collect();
         let mut block = source.clone();
@@ -229,15 +224,7 @@ mod tests {
         // All signs are equally cheap to turn, so the wrong ones can come back.
         let flat = |p: &mut Binary| p.signs().map(|s| vec![1.0; s.len()]);
         let margins: Vec<[Vec<f32>; 2]> = paths(&mut block).into_iter().map(flat).collect();
-        let task = BlockTask {
-            config: &model.config,
-            rotation,
-            inputs: &inputs,
-            targets: &targets,
-            shares: &[1.0; 8],
-            channels: &[1.0; 12],
-            length: LENGTH,
-        };
+        let task = task(&model, rotation, &inputs, &targets);
         let settings = BlockSettings { passes: 40, sign_rate: 0.05, sign_travel, ..BlockSettings::default() };
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
@@ -264,24 +251,12 @@ mod tests {
         let rotations = model.rotations(LENGTH);
         let source = &model.blocks[0];
         let rotation = source.rotation(&rotations);
-        let tokens = |w: usize| (0..LENGTH).map(|t| ((t * t + 3 * w) % 11) as u32).collect::<Vec<u32>>();
-        let targets = (0..8).map(|w| {
-            let x = model.embed(&tokens(w));
-            source.forward(&model.config, rotation, x, LENGTH).0
-        });
-        let targets: Vec<Vec<f32>> = targets.collect();
+        let forward = |w| source.forward(&model.config, rotation, stream(&model, w), LENGTH).0;
+        let targets: Vec<Vec<f32>> = (0..8).map(forward).collect();
         // The stream before the block has drifted.
-        let inputs = (0..8).map(|w| model.embed(&tokens(w)).iter().map(|x| x * 1.2 + 0.02).collect());
+        let inputs = (0..8).map(|w| stream(&model, w).iter().map(|x| x * 1.2 + 0.02).collect());
         let inputs: Vec<Vec<f32>> = inputs.collect();
-        let task = BlockTask {
-            config: &model.config,
-            rotation,
-            inputs: &inputs,
-            targets: &targets,
-            shares: &[1.0; 8],
-            channels: &[1.0; 12],
-            length: LENGTH,
-        };
+        let task = task(&model, rotation, &inputs, &targets);
         let mut block = source.clone();
         let dense = |block: &Block| -> Vec<Option<Vec<f32>>> {
             let weights = block.linears.iter().flatten().map(|l| match &l.weight {

@@ -6,6 +6,7 @@
 mod absorb;
 mod adam;
 mod block;
+mod descent;
 mod distill;
 mod latent;
 mod parameters;

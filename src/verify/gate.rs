@@ -16,7 +16,7 @@ pub struct Gates {
 impl Gates {
     /// Whether there are any.
     pub fn any(&self) -> bool {
-        self.ppl_ratio.is_some() || self.kld.is_some() || self.same_top.is_some()
+        *self != Self::default()
     }
 
     /// A sentence for every limit that `comparison` on `text` does not keep. What is not a number keeps none.

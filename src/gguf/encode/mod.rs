@@ -19,6 +19,14 @@ pub const TYPES: [GgmlType; 8] = [
     GgmlType::Q4_0,
 ];
 
+/// The type called `name` among [`TYPES`]. `Err` lists them.
+pub fn type_named(name: &str) -> std::result::Result<GgmlType, String> {
+    GgmlType::from_name(name).filter(|t| TYPES.contains(t)).ok_or_else(|| {
+        let names: Vec<_> = TYPES.iter().map(|t| t.name().to_string()).collect();
+        format!("this build writes {}", names.join(", "))
+    })
+}
+
 /// `wanted`, or the type that llama-quantize takes in its place where rows of `ne0` values do not fill its blocks.
 pub fn fitting(wanted: GgmlType, ne0: u64) -> GgmlType {
     let next = match wanted {
