@@ -13,9 +13,9 @@
 //! | [`gguf`] | read and write GGUF v3, ordered and checked | |
 //! | [`bits`] | the sign matrix and its tile layout | |
 //! | [`kernel`] | factorized matmul on the CPU: oracle, AVX2, f32; dispatch | |
-//! | [`format`] | LittleBit GGUF schema v1 and lossy GGUF | |
+//! | [`format`] | LittleBit GGUF schema v1, `.littlebit`, lossy GGUF | |
 //! | [`capi`] | the C ABI (`include/littlebit.h`) | |
-//! | `source` | GGUF and Hugging Face checkpoints behind one trait | `convert` |
+//! | `source` | GGUF and Hugging Face checkpoints behind one trait; compressed checkpoints | `convert` |
 //! | `arch` | which tensors of a model are multiplied and may be factorized | `convert` |
 //! | `calibrate` | importance statistics (imatrix) | `convert` |
 //! | `decoder` | forward and backward pass of decoder-only models | `convert` |
@@ -23,8 +23,9 @@
 //! | `factorize` | SVID, ITQ, LB-ADMM, errors | `convert` |
 //! | `tokenize` | llama.cpp's tokens from the keys of a GGUF | `convert` |
 //! | `tune` | distillation into scales and norms | `convert` |
-//! | `verify` | perplexity and KL divergence against the source | `convert` |
+//! | `verify` | perplexity and KL divergence against the source, differences of models | `convert` |
 //! | `job` | atomic output and limits of a run | `convert` |
+//! | `present` | a finished run as HTML report and model card | `convert` |
 //! | `cli` | flags, progress and reports of `littlebit-convert` | `cli` |
 
 #![warn(missing_docs)]
@@ -50,6 +51,8 @@ pub mod factorize;
 pub mod job;
 #[cfg(feature = "convert")]
 pub mod plan;
+#[cfg(feature = "convert")]
+pub mod present;
 #[cfg(feature = "convert")]
 pub mod source;
 #[cfg(feature = "convert")]

@@ -342,6 +342,46 @@ fn goes_on_from_finished_work() {
     assert!(!work.exists() && left.len() == 3, "{left:?}");
 }
 
+/// Ctrl-C and SIGTERM end a run at once; what is finished stays, what is half-written goes.
+#[test]
+fn signals_keep_finished_work() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = small_model(dir.path(), untouched);
+    let (out, work) = (dir.path().join("o.gguf"), dir.path().join("o.gguf.work"));
+    let args = [s(&input), s(&out), "--rank", "32", "--iterations", "1500", "--threads", "1"];
+    let mut records = 0;
+    for (signal, code) in [(libc::SIGINT, 130), (libc::SIGTERM, 143)] {
+        let child = std::process::Command::new(support::BIN)
+            .args(args)
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let count = || {
+            let all = std::fs::read_dir(&work).into_iter().flatten().flatten();
+            all.filter(|f| f.path().extension().is_some_and(|e| e == "rec")).count()
+        };
+        while count() <= records {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        records = count();
+        // SAFETY: the child is ours and was not waited for, so its number is still its own.
+        assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
+        let ended = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert_eq!(ended.status.code(), Some(code), "{said}");
+        assert!(said.contains("finished work is kept in") && said.contains("o.gguf.work"), "{said}");
+        let names =
+            std::fs::read_dir(dir.path()).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<String> = names.collect();
+        names.sort();
+        assert_eq!(names, ["o.gguf.work", "small.gguf"]);
+    }
+    ok(&[&args[..], &["-q"]].concat());
+    let straight = dir.path().join("straight.gguf");
+    ok(&[s(&input), s(&straight), "--rank", "32", "--iterations", "1500", "-q"]);
+    assert!(std::fs::read(&out).unwrap() == std::fs::read(&straight).unwrap());
+}
+
 #[test]
 fn non_finite_weights_are_named() {
     for (bad, word) in [(f32::NAN, "NaN"), (f32::INFINITY, "inf"), (f32::NEG_INFINITY, "inf")] {
@@ -401,12 +441,46 @@ fn truncated_gguf_is_refused_at_every_byte_of_its_header() {
 }
 
 #[test]
+fn reports_are_written_in_every_form() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = small_model(dir.path(), untouched);
+    let path = |name: &str| dir.path().join(name);
+    let (out, page, json, card) = (path("o.gguf"), path("o.html"), path("o.json"), path("README.md"));
+    let reports = ["--report", s(&page), "--report", s(&json), "--report", s(&card)];
+    let said = ok(&[&[s(&input), s(&out), "--rank", "32", "--json"], &reports[..]].concat());
+    let last: serde_json::Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+    let written: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    assert_eq!(written, last["report"]);
+    let page = std::fs::read_to_string(page).unwrap();
+    assert!(page.starts_with("<!DOCTYPE html>") && page.matches("blk.0.ffn_up").count() > 0);
+    // It is made to be published.
+    assert!(!page.contains(s(dir.path())), "the page shows a folder");
+    let card = std::fs::read_to_string(card).unwrap();
+    assert!(card.starts_with("---\n") && card.contains("o.gguf") && !card.contains(s(dir.path())));
+    let bad = |name: &str, word: &str| {
+        let e = fails(2, &[s(&input), s(&path("p.gguf")), "--rank", "32", "--report", s(&path(name))]);
+        assert!(e.contains(word) && !path("p.gguf").exists(), "{e}");
+    };
+    bad("x.pdf", ".html");
+    bad("o.json", "--force");
+    bad("small.gguf", ".html");
+}
+
+#[test]
 fn help_and_version() {
     let help = ok(&["--help"]);
     for word in ["--bpw", "--imatrix", "--lossy", "Examples:", "Exit codes"] {
         assert!(help.contains(word), "{word}");
     }
-    assert!(ok(&["--version"]).contains(env!("CARGO_PKG_VERSION")));
+    let version = ok(&["--version"]);
+    assert!(version.contains(env!("CARGO_PKG_VERSION")) && version.contains("scalar)"), "{version}");
+    // Both are made of the flags themselves.
+    let (page, script) = (ok(&["man"]), ok(&["completions", "bash"]));
+    for word in ["calibration", "effort", "verify"] {
+        assert!(page.contains(word) && script.contains(word), "{word}");
+    }
+    assert!(page.contains(".TH littlebit-convert"), "{page:.200}");
+    assert!(fails(2, &["completions", "dos"]).contains("bash"));
     assert_eq!(run(&[]).status.code(), Some(2));
     let plan =
         ok(&[s(&small_model(tempfile::tempdir().unwrap().path(), untouched)), "--dry-run", "--bpw", "1.5"]);

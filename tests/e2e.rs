@@ -15,7 +15,7 @@ use serde_json::Value as Json;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
-use support::{ok, s};
+use support::{fails, ok, s};
 
 fn var(name: &str) -> PathBuf {
     let value = std::env::var_os(name);
@@ -453,6 +453,55 @@ fn a_model_is_calibrated_on_what_it_writes() {
     assert!(one != run("2"), "the text has no effect");
 }
 
+/// The smallest size that passes its gates: the lowest if that does, none if the highest does not.
+#[test]
+fn the_smallest_size_that_passes_is_found() {
+    let f = files();
+    let docs = var("LITTLEBIT_LLAMA_SOURCE").join("docs");
+    let text = std::fs::read_to_string(docs.join("function-calling.md")).unwrap();
+    let evaluation = f.path("search.txt");
+    std::fs::write(&evaluation, text.chars().take(4000).collect::<String>()).unwrap();
+    let out = f.path("search.gguf");
+    let source = f.f32();
+    let run = |most: &str| {
+        let keep = r"blk\.([1-9]|\d\d)\.=keep";
+        let out = support::run(&[
+            s(&source),
+            s(&out),
+            "--auto-bpw",
+            "0.5..1.0",
+            "--max-kld",
+            most,
+            "--tensor-rule",
+            keep,
+            "--iterations",
+            "2",
+            "--effort",
+            "fast",
+            "--tune-steps",
+            "1",
+            "--generated-windows",
+            "1",
+            "--eval",
+            s(&evaluation),
+            "--json",
+        ]);
+        (out.status.code(), String::from_utf8(out.stdout).unwrap())
+    };
+    let (code, stdout) = run("0.000001");
+    let rejected = f.path("search.gguf.rejected");
+    assert_eq!((code, out.exists(), rejected.exists()), (Some(3), false, true), "{stdout}");
+    assert_eq!(stdout.matches("\"text\":\"trying").count(), 1, "{stdout}");
+    std::fs::remove_file(&rejected).unwrap();
+    let (code, stdout) = run("1000");
+    assert_eq!((code, out.exists(), rejected.exists()), (Some(0), true, false), "{stdout}");
+    assert_eq!(stdout.matches("\"text\":\"trying").count(), 2, "{stdout}");
+    assert_eq!(stdout.matches("\"stage\":\"sensitivity\",\"done\":1,").count(), 1, "measured more than once");
+    let info: Json = serde_json::from_str(&ok(&["info", s(&out), "--json"])).unwrap();
+    assert!((info["littlebit"]["bpw"].as_f64().unwrap() - 0.5).abs() < 0.01);
+    assert!(!f.path("search.gguf.work").exists());
+}
+
 /// A calibrated conversion: its own figures are those of llama.cpp on the file that it wrote, and it is worth it.
 #[test]
 fn perplexity_of_a_calibrated_model_is_llama_cpps() {
@@ -522,6 +571,23 @@ fn perplexity_of_a_calibrated_model_is_llama_cpps() {
     assert_eq!(kv["evaluation.text"][0], "evaluation.txt");
     let (stored, exact) = (kv["evaluation.kld"][0].as_f64().unwrap(), kld(&after));
     assert!((stored / exact - 1.0).abs() < 1e-5, "{stored} against {exact}");
+
+    // The same figures, from the file in its other form.
+    let container = f.path("tuned.littlebit");
+    ok(&[s(&out), s(&container), "-q"]);
+    let source = f.f32();
+    let verified =
+        ok(&["verify", s(&container), "--against", s(&source), "--eval", s(&evaluation), "--json"]);
+    let verified: Json = serde_json::from_str(&verified).unwrap();
+    let again = &verified["found"]["evaluations"][0][1];
+    for figure in ["perplexity", "source_perplexity", "kld", "same_top"] {
+        let value = |report: &Json| report[figure]["value"].as_f64().unwrap();
+        let (first, second) = (value(&after), value(again));
+        assert!((first / second - 1.0).abs() < 2e-3, "{figure}: {first} when converted, {second} verified");
+    }
+    let strict = ["--against", s(&source), "--eval", s(&evaluation), "--max-kld", "0.01", "-q"];
+    let refused = fails(3, &[&["verify", s(&out)], &strict[..]].concat());
+    assert!(refused.contains("mean KL divergence"), "{refused}");
 
     let windows = after["windows"].as_u64().unwrap();
     for (build, model, ours) in [

@@ -1,13 +1,14 @@
-//! The golden bytes of `specs/format.md`: decoded, checked against the text, and written again.
-//! With LITTLEBIT_BLESS=1 the blocks of the specification are rewritten from the code.
+//! The golden bytes of `specs/format.md` and `specs/littlebit-file.md`: decoded, checked against the text, and written
+//! again. With LITTLEBIT_BLESS=1 the blocks of the specifications are rewritten from the code.
 
 use half::f16;
 use littlebit::bits::SignMatrix;
 use littlebit::format::schema::{self, Part, Shape};
-use littlebit::format::{FactorPath, Factors, LittleBitFile};
+use littlebit::format::{FactorPath, Factors, LittleBitFile, container};
 use littlebit::gguf::{GgmlType, TensorDesc, Value, Writer};
 
-const SPEC: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/specs/format.md");
+const FORMAT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/specs/format.md");
+const CONTAINER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/specs/littlebit-file.md");
 
 fn dump(bytes: &[u8]) -> String {
     let mut out = String::new();
@@ -40,16 +41,16 @@ fn undump(text: &str) -> Vec<u8> {
     bytes
 }
 
-/// The fenced block called `name` in the specification; rewritten first when blessing.
-fn block(name: &str, fresh: &[u8]) -> Vec<u8> {
+/// The fenced block called `name` in the specification `spec`; rewritten first when blessing.
+fn block(spec: &str, name: &str, fresh: &[u8]) -> Vec<u8> {
     static LOCK: std::sync::Mutex<()> = std::sync::Mutex::new(());
     let _guard = LOCK.lock().unwrap();
-    let text = std::fs::read_to_string(SPEC).unwrap();
+    let text = std::fs::read_to_string(spec).unwrap();
     let fence = format!("```{name}\n");
     let start = text.find(&fence).expect("the block is in the specification") + fence.len();
     let end = start + text[start..].find("```").unwrap();
     if std::env::var_os("LITTLEBIT_BLESS").is_some() {
-        std::fs::write(SPEC, format!("{}{}{}", &text[..start], dump(fresh), &text[end..])).unwrap();
+        std::fs::write(spec, format!("{}{}{}", &text[..start], dump(fresh), &text[end..])).unwrap();
         return fresh.to_vec();
     }
     undump(&text[start..end])
@@ -89,7 +90,7 @@ fn golden_file() -> Vec<u8> {
 #[test]
 fn golden_tile() {
     let m = SignMatrix::from_fn(3, 10, |r, c| r == 2 || (r == 0 && c % 2 == 0));
-    let golden = block("golden-tile", m.as_bytes());
+    let golden = block(FORMAT, "golden-tile", m.as_bytes());
     assert_eq!(golden, m.as_bytes());
     // Decoded by the rule in the text alone: byte[row/32][col/8][row%32], LSB first.
     for row in 0..3 {
@@ -104,7 +105,7 @@ fn golden_tile() {
 #[test]
 fn golden_gguf() {
     let fresh = golden_file();
-    let golden = block("golden-file", &fresh);
+    let golden = block(FORMAT, "golden-file", &fresh);
     assert_eq!(golden, fresh);
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("golden.gguf");
@@ -127,6 +128,33 @@ fn golden_gguf() {
             assert!((f64::from(dense[o * 10 + i]) - want).abs() < 1e-6 * (1.0 + want.abs()));
         }
     }
+}
+
+#[test]
+fn golden_container() {
+    let dir = tempfile::tempdir().unwrap();
+    let (gguf, path) = (dir.path().join("golden.gguf"), dir.path().join("golden.littlebit"));
+    std::fs::write(&gguf, golden_file()).unwrap();
+    let file = LittleBitFile::open(&gguf).unwrap();
+    let fresh = container::write(&file, &[], Vec::new(), |_| {}).unwrap();
+    let golden = block(CONTAINER, "golden-container", &fresh);
+    assert_eq!(golden, fresh);
+    std::fs::write(&path, &golden).unwrap();
+    let file = container::open(&path).unwrap();
+    assert_eq!(file.read_factors(file.find("blk.0.ffn_up").unwrap()).unwrap(), factors());
+    // The signs by the rule in the text alone: bit c % 32 of word c / 32, 1 is -1.
+    let tensors = safetensors::SafeTensors::deserialize(&golden).unwrap();
+    let word = |name: &str, row: usize| {
+        let data = tensors.tensor(&format!("model.layers.0.mlp.up_proj.{name}")).unwrap().data();
+        u32::from_le_bytes(data[4 * row..4 * row + 4].try_into().unwrap())
+    };
+    for (o, k) in (0..3).flat_map(|o| (0..32).map(move |k| (o, k))) {
+        assert_eq!(word("U_packed", o) >> k & 1 == 0, (o + k) % 3 == 0);
+    }
+    for (k, i) in (0..32).flat_map(|k| (0..10).map(move |i| (k, i))) {
+        assert_eq!(word("V_packed", k) >> i & 1 == 0, (7 * k + 3 * i) % 5 < 2);
+    }
+    assert!((0..32).all(|k| word("V_packed", k) >> 10 == 0));
 }
 
 /// Every fault that section 4 of the specification names.

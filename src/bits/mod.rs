@@ -5,6 +5,10 @@
 //! The 32 rows of a byte column lie side by side because a table-lookup kernel wants the same column group
 //! of 32 rows in one vector register; from row-major bits it would run 2-3 times slower.
 
+mod words;
+
+pub use words::{stray_bit, words_per_row};
+
 use bytemuck::{Pod, Zeroable};
 
 /// Rows of a tile.

@@ -1,68 +1,53 @@
-//! Flags and their meaning.
+//! Flags of a conversion and their meaning.
 
+use super::values::{bytes, duration, parse, positive, share, stored_type};
 use crate::calibrate::moments::Shares;
 use crate::error::{Error, Result};
 use crate::factorize::{Method, Rotate};
-use crate::format::file::is_littlebit;
-use crate::gguf::{GgmlType, Gguf, encode};
+use crate::format::retype::KeptTypes;
+use crate::gguf::GgmlType;
 use crate::job::Options;
 use crate::job::layout::Budget;
+use crate::job::repack::Form;
+use crate::job::search::Range;
 use crate::job::tuned::{Calibration, Effort, POLISH_ROUNDS};
 use crate::plan::Target;
 use crate::plan::rules::{Rule, read_rules};
 use crate::verify::Gates;
-use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand};
+use clap::{ArgGroup, Args};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-const EXAMPLES: &str = "Examples:
-  littlebit-convert model.safetensors model-LB1.0.gguf
-  littlebit-convert model-f16.gguf model-LB1.0.gguf --calibration prose.txt manual.txt --eval other.txt
-  littlebit-convert model-f16.gguf model-LB0.55.gguf --bpw 0.55 --imatrix imatrix.gguf
-  littlebit-convert model-f16.gguf model-LB1.0.gguf --token-embedding-type q8_0 --json
-  littlebit-convert model-LB1.0.gguf model-f16-lossy.gguf --lossy f16
-  littlebit-convert info model-LB1.0.gguf
-
-Exit codes: 0 done, 1 the work failed, 2 the request was wrong, 3 the result did not pass its gates.";
-
-/// What the user asked for.
-pub enum Command {
-    /// Convert a model.
-    Convert(Box<ConvertArgs>),
-    /// Describe a file.
-    Info { file: PathBuf, json: bool },
+/// Limits that a comparison has to keep.
+#[derive(Args)]
+pub struct GateArgs {
+    /// Highest perplexity on every --eval text, as a multiple of the source's; beyond it the exit code is 3, and a conversion's
+    /// result is kept as OUTPUT.rejected
+    #[arg(long, value_name = "X", value_parser = positive, requires = "eval", help_heading = "Output")]
+    max_ppl_ratio: Option<f64>,
+    /// Highest mean KL divergence from the source in nats, likewise
+    #[arg(long, value_name = "NATS", value_parser = positive, requires = "eval", help_heading = "Output")]
+    max_kld: Option<f64>,
+    /// Lowest share of positions with the same most likely token as the source's, 0 to 1, likewise
+    #[arg(long, value_name = "SHARE", value_parser = share, requires = "eval", help_heading = "Output")]
+    min_same_top: Option<f64>,
 }
 
-/// Compress a language model below two bits per weight by low-rank binary factorization (LittleBit)
-#[derive(Parser)]
-#[command(name = "littlebit-convert", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
-#[command(subcommand_negates_reqs = true)]
-struct Cli {
-    #[command(subcommand)]
-    command: Option<Sub>,
-    #[command(flatten)]
-    convert: Option<ConvertArgs>,
-}
-
-#[derive(Subcommand)]
-enum Sub {
-    /// Show what a GGUF holds: bits per weight, sizes by class, rank of every matrix, provenance
-    Info {
-        /// GGUF file
-        file: PathBuf,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
+impl GateArgs {
+    /// The limits.
+    pub fn gates(&self) -> Gates {
+        Gates { ppl_ratio: self.max_ppl_ratio, kld: self.max_kld, same_top: self.min_same_top }
+    }
 }
 
 /// Arguments of a conversion.
 #[derive(Args)]
 #[command(group = ArgGroup::new("texts").args(["calibration", "generated_windows"]).multiple(true))]
 pub struct ConvertArgs {
-    /// GGUF file, safetensors file beside its config.json, *.safetensors.index.json, or a checkpoint directory
+    /// GGUF file, safetensors file beside its config.json, *.safetensors.index.json, or a checkpoint directory; or a model that
+    /// is compressed already (LittleBit GGUF, .littlebit, checkpoint of LittleBit or NanoQuant), to write in another form
     pub input: PathBuf,
-    /// Output GGUF (not needed with --dry-run)
+    /// Output: a LittleBit GGUF, or the safetensors form if its name ends with .littlebit (not needed with --dry-run)
     output: Option<PathBuf>,
 
     /// Bits per factorized weight, signs, scales and padding included [default: 1.0]
@@ -146,6 +131,7 @@ pub struct ConvertArgs {
     /// Text to compare the result with its source on, other than the calibration text: perplexity, divergence
     #[arg(long, value_name = "FILE", num_args = 1.., requires = "texts", help_heading = "Output")]
     eval: Vec<PathBuf>,
+    // Not flattened: an optional group of arguments that holds another is never taken for present.
     /// Highest perplexity on every --eval text, as a multiple of the source's; a result beyond it is kept as
     /// OUTPUT.rejected, exit code 3
     #[arg(long, value_name = "X", value_parser = positive, requires = "eval", help_heading = "Output")]
@@ -156,10 +142,17 @@ pub struct ConvertArgs {
     /// Lowest share of positions with the same most likely token as the source's, 0 to 1, likewise
     #[arg(long, value_name = "SHARE", value_parser = share, requires = "eval", help_heading = "Output")]
     min_same_top: Option<f64>,
+    /// Find the smallest number of bits per weight between these that passes the gates; every trial is a whole conversion
+    #[arg(long, value_name = "LOW..HIGH", conflicts_with_all = ["bpw", "rank", "target_size", "dry_run"], requires = "eval", help_heading = "Size")]
+    pub auto_bpw: Option<Range>,
     /// Seed of the random starts; the same seed gives the same bytes for any number of threads
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Method")]
     seed: u64,
 
+    /// Write what the run tells to a file too: a page if its name ends with .html, .json, or a model card if it ends with .md;
+    /// repeatable
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub report: Vec<PathBuf>,
     /// Write a standard GGUF with the weights rebuilt from their factors: f32, f16, bf16, q8_0, q6_K, q5_0, q4_K, q4_0
     ///
     /// It loads in any stock llama.cpp and shows the same loss of quality without the gain in size. The input may
@@ -188,77 +181,12 @@ pub struct ConvertArgs {
     threads: Option<usize>,
 }
 
-fn parse<T: std::str::FromStr>(text: &str) -> std::result::Result<T, String>
-where
-    T::Err: std::fmt::Display,
-{
-    text.parse::<T>().map_err(|e| e.to_string())
-}
-
-/// A size in bytes with an optional unit.
-fn bytes(text: &str) -> std::result::Result<u64, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit: f64 = match &text[digits.len()..] {
-        "" | "B" => 1.0,
-        "k" | "K" | "kB" | "KB" => 1e3,
-        "M" | "MB" => 1e6,
-        "G" | "GB" => 1e9,
-        "Ki" | "KiB" => 1024.0,
-        "Mi" | "MiB" => 1_048_576.0,
-        "Gi" | "GiB" => 1_073_741_824.0,
-        other => return Err(format!("unknown unit '{other}'; there are k, M, G, Ki, Mi and Gi")),
-    };
-    let number: f64 = digits.parse().map_err(|_| format!("'{digits}' is not a number"))?;
-    let size = number * unit;
-    if !(1.0..1e18).contains(&size) {
-        return Err(format!("{text} is no size of a file"));
-    }
-    Ok(size as u64)
-}
-
-/// A number above 0.
-fn positive(text: &str) -> std::result::Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(x) if x > 0.0 && x.is_finite() => Ok(x),
-        _ => Err(format!("'{text}' is not a number above 0")),
-    }
-}
-
-/// A number from 0 to 1.
-fn share(text: &str) -> std::result::Result<f64, String> {
-    match text.parse() {
-        Ok(x) if (0.0..=1.0).contains(&x) => Ok(x),
-        _ => Err(format!("'{text}' is not a number from 0 to 1")),
-    }
-}
-
-/// A time with its unit.
-fn duration(text: &str) -> std::result::Result<Duration, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = match &text[digits.len()..] {
-        "" | "s" => 1.0,
-        "m" | "min" => 60.0,
-        "h" => 3600.0,
-        other => return Err(format!("unknown unit '{other}'; there are s, m and h")),
-    };
-    let number: f64 = digits.parse().map_err(|_| format!("'{digits}' is not a number"))?;
-    Duration::try_from_secs_f64(number * unit).map_err(|e| format!("{text}: {e}"))
-}
-
-fn stored_type(text: &str) -> std::result::Result<GgmlType, String> {
-    encode::type_named(text)
-        .map_err(|what| format!("{what}; for other types run llama-quantize on the result"))
-}
-
-/// Parses the command line; prints help or usage errors and exits as clap does.
-pub fn parse_command() -> Command {
-    let cli = Cli::parse();
-    match (cli.command, cli.convert) {
-        (Some(Sub::Info { file, json }), _) => Command::Info { file, json },
-        (None, Some(args)) => Command::Convert(Box::new(args)),
-        (None, None) => {
-            Cli::command().error(clap::error::ErrorKind::MissingRequiredArgument, "INPUT is missing").exit()
-        }
+/// Threads to use.
+pub fn threads(asked: Option<usize>) -> Result<usize> {
+    let cpus = std::thread::available_parallelism().map_or(1, |n| n.get());
+    match asked.unwrap_or(cpus) {
+        n @ 1..=1024 => Ok(n),
+        _ => Err(Error::usage("--threads must be between 1 and 1024")),
     }
 }
 
@@ -273,6 +201,58 @@ impl ConvertArgs {
         })
     }
 
+    /// Whether an output that exists is replaced.
+    pub fn force(&self) -> bool {
+        self.force
+    }
+
+    /// Form of the output, by its name and --lossy.
+    pub fn form(&self) -> Result<Form> {
+        let form = self.output.as_deref().map_or(Form::Gguf, Form::of);
+        match (self.lossy, form) {
+            (Some(_), Form::Container) => {
+                Err(Error::usage("--lossy writes a GGUF, a .littlebit file holds factors; choose one"))
+            }
+            (Some(ty), _) => Ok(Form::Lossy(ty)),
+            (None, Form::Container) if self.target_size.is_some() => Err(Error::usage(
+                "--target-size counts the bytes of a GGUF, not of a .littlebit file; give --bpw",
+            )),
+            (None, form) => Ok(form),
+        }
+    }
+
+    /// Types of embeddings and head.
+    pub fn kept_types(&self) -> KeptTypes {
+        let (token_embedding, output) = (self.token_embedding_type, self.output_tensor_type);
+        KeptTypes { token_embedding, output, floats: None }
+    }
+
+    /// Refuses what only a model that is not compressed yet can be asked for.
+    pub fn check_compressed(&self) -> Result<()> {
+        let asked = [
+            ("--bpw", self.bpw.is_some()),
+            ("--auto-bpw", self.auto_bpw.is_some()),
+            ("--rank", self.rank.is_some()),
+            ("--target-size", self.target_size.is_some()),
+            ("--tensor-rule", !self.tensor_rule.is_empty()),
+            ("--tensor-rule-file", self.tensor_rule_file.is_some()),
+            ("--iterations", self.iterations.is_some()),
+            ("--imatrix", self.imatrix.is_some()),
+            ("--calibration", !self.calibration.is_empty()),
+            ("--generated-windows", self.generated_windows.is_some()),
+            ("--dry-run", self.dry_run),
+            ("--report", !self.report.is_empty()),
+        ];
+        match asked.into_iter().find(|(_, given)| *given) {
+            Some((flag, _)) => Err(Error::usage(format!(
+                "{}: already compressed, so {flag} means nothing; give the original model, or leave it out to write \
+                 another form",
+                self.input.display()
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// Whether there is text to calibrate on.
     fn calibrates(&self) -> bool {
         !self.calibration.is_empty() || self.generated_windows.is_some_and(|n| n > 0)
@@ -284,11 +264,7 @@ impl ConvertArgs {
             "none" => None,
             other => Some(other.parse::<Rotate>().map_err(|e| Error::usage(format!("--rotate: {e}")))?),
         };
-        let cpus = std::thread::available_parallelism().map_or(1, |n| n.get());
-        let threads = self.threads.unwrap_or(cpus);
-        if threads == 0 || threads > 1024 {
-            return Err(Error::usage("--threads must be between 1 and 1024"));
-        }
+        let threads = threads(self.threads)?;
         if rotate.is_some() && self.method != Method::DualSvid {
             return Err(Error::usage("--rotate applies to --method dual-svid only"));
         }
@@ -329,14 +305,10 @@ impl ConvertArgs {
             token_embedding_type: self.token_embedding_type,
             output_tensor_type: self.output_tensor_type,
             lossy: self.lossy,
+            container: self.form()? == Form::Container,
             work_dir: self.work_dir.clone(),
             force: self.force,
             gates: Gates { ppl_ratio: self.max_ppl_ratio, kld: self.max_kld, same_top: self.min_same_top },
         })
     }
-}
-
-/// Whether `path` is a readable LittleBit GGUF. Faults of the file show up again, with their message, when it is opened.
-pub fn is_littlebit_file(path: &Path) -> bool {
-    path.is_file() && Gguf::open(path).is_ok_and(|g| is_littlebit(&g))
 }

@@ -1,18 +1,27 @@
 //! `littlebit-convert info`: what a file holds.
 
 use super::print_line;
-use super::summary::{class, size};
 use crate::error::Result;
-use crate::format::LittleBitFile;
-use crate::format::file::is_littlebit;
+use crate::format::{LittleBitFile, container};
 use crate::gguf::{Array, Gguf, Value};
+use crate::present::{class, size};
+use crate::source;
 use serde_json::{Value as Json, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Prints the description of `path`.
 pub fn run(path: &Path, as_json: bool) -> Result<()> {
-    let gguf = Gguf::open(path)?;
+    let compressed = source::open_compressed(path)?;
+    let form = match &compressed {
+        _ if container::is_container(path) => ".littlebit",
+        _ if source::checkpoint::is_compressed(path) => "checkpoint",
+        _ => "GGUF",
+    };
+    let (gguf, is_littlebit) = match compressed {
+        Some(file) => (file.gguf, true),
+        None => (Gguf::open(path)?, false),
+    };
     let text = |k: &str| gguf.get(k).and_then(Value::as_str).unwrap_or("").to_owned();
     let (name, architecture) = (text("general.name"), text("general.architecture"));
     let file_bytes = gguf.file_len;
@@ -24,11 +33,11 @@ pub fn run(path: &Path, as_json: bool) -> Result<()> {
         e.1 += t.nbytes;
     }
     let mut report = json!({
-        "file": path, "bytes": file_bytes, "name": name, "architecture": architecture,
+        "file": path, "form": form, "bytes": file_bytes, "name": name, "architecture": architecture,
         "tensors": gguf.tensors.len(), "littlebit": Json::Null,
         "types": by_type.iter().map(|(k, v)| json!({"type": k, "tensors": v.0, "bytes": v.1})).collect::<Vec<_>>(),
     });
-    if is_littlebit(&gguf) {
+    if is_littlebit {
         report["littlebit"] = littlebit(LittleBitFile::from_gguf(gguf)?, data_bits)?;
     }
     if as_json { print_line(&report.to_string()) } else { print_text(&report) }
@@ -86,8 +95,9 @@ fn print_text(r: &Json) -> Result<()> {
     let s = |v: &Json| v.as_str().unwrap_or("").to_owned();
     let n = |v: &Json| v.as_u64().unwrap_or(0);
     print_line(&format!(
-        "{}: {} ({}), {}, {} tensors",
+        "{}: {}, {} ({}), {}, {} tensors",
         s(&r["file"]),
+        s(&r["form"]),
         s(&r["name"]),
         s(&r["architecture"]),
         size(n(&r["bytes"])),

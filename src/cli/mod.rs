@@ -1,24 +1,39 @@
-//! The command line: flags ([`flags`]), what the user sees while it runs ([`progress`]), end table ([`summary`])
-//! and `info`. Exit codes: 0 done, 1 the work failed, 2 the request was wrong, 3 the result did not pass its gates.
+//! The command line: commands ([`commands`]) and flags ([`flags`]), what the user sees while it runs ([`progress`]), end table ([`summary`]), `info`,
+//! `verify` and `diff` ([`compare`]). Exit codes: 0 done, 1 the work failed, 2 the request was wrong, 3 the result did not
+//! pass its gates, 4 the files differ.
 
+mod commands;
+mod compare;
 mod flags;
 mod info;
 mod progress;
+mod reports;
+mod signals;
 mod summary;
+mod values;
 
 use crate::error::{Error, Result};
-use crate::job::{self, Options};
+use crate::job;
+use crate::job::repack::Form;
+use crate::present;
 use crate::source;
-use flags::{Command, ConvertArgs};
+use commands::Command;
+use flags::ConvertArgs;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 /// Runs `littlebit-convert` with the process's arguments.
 pub fn main() -> ExitCode {
     job::memory::keep_freed_buffers();
-    let outcome = match flags::parse_command() {
+    let outcome = match commands::parse_command() {
         Command::Convert(args) => convert(&args),
         Command::Info { file, json } => info::run(&file, json).map(|()| ExitCode::SUCCESS),
+        Command::Verify(args) => compare::verify(&args),
+        Command::Diff { a, b, json } => compare::diff(&a, &b, json),
+        Command::Print(text) => {
+            let printed = io::stdout().lock().write_all(&text);
+            printed.map(|()| ExitCode::SUCCESS).map_err(|e| Error::io("stdout".as_ref(), "write", e))
+        }
     };
     match outcome {
         Ok(code) => code,
@@ -33,20 +48,29 @@ pub fn main() -> ExitCode {
 
 /// Exit code of a result that did not pass its gates.
 const REJECTED: u8 = 3;
+/// Exit code of `diff` if there is a difference.
+const DIFFERENT: u8 = 4;
 
 fn convert(args: &ConvertArgs) -> Result<ExitCode> {
     let options = args.options()?;
-    if let (Some(ty), true) = (options.lossy, flags::is_littlebit_file(&args.input)) {
-        return expand(args, ty, &options).map(|()| ExitCode::SUCCESS);
+    if source::is_compressed(&args.input)? {
+        return repack(args).map(|()| ExitCode::SUCCESS);
     }
     let source = source::open(&args.input)?;
     if args.dry_run {
         let outlook = job::layout::dry_run(source.as_ref(), &options)?;
         return summary::print_plan(&outlook, args.json).map(|()| ExitCode::SUCCESS);
     }
+    reports::check(&args.report, &[args.output()?, &args.input], args.force())?;
+    signals::end_cleanly(options.work_dir(args.output()?));
     let mut progress = progress::Progress::new(args.json, args.quiet);
-    let report = job::convert(source.as_ref(), args.output()?, &options, |e| progress.event(e))?;
+    let (source, output) = (source.as_ref(), args.output()?);
+    let report = match args.auto_bpw {
+        Some(range) => job::search::smallest(source, output, &options, range, |e| progress.event(e))?,
+        None => job::convert(source, output, &options, |e| progress.event(e))?,
+    };
     progress.finish();
+    reports::write(&args.report, &report, args.force())?;
     summary::print(&report, args.json)?;
     for failure in &report.failures {
         let _ = writeln!(io::stderr(), "littlebit-convert: rejected: {failure}");
@@ -63,21 +87,26 @@ fn convert(args: &ConvertArgs) -> Result<ExitCode> {
     Ok(ExitCode::from(REJECTED))
 }
 
-fn expand(args: &ConvertArgs, ty: crate::gguf::GgmlType, options: &Options) -> Result<()> {
-    let output = args.output()?;
+/// Writes a model that is compressed already in another form.
+fn repack(args: &ConvertArgs) -> Result<()> {
+    args.check_compressed()?;
+    let (output, form, types) = (args.output()?, args.form()?, args.kept_types());
     let quiet = args.quiet || args.json;
-    let bytes = job::convert::expand(&args.input, output, ty, options.force, |name| {
+    let bytes = job::repack::repack(&args.input, output, form, types, args.force(), |name| {
         if !quiet {
-            let _ = writeln!(io::stderr(), "rebuilding {name} as {}", ty.name());
+            let _ = writeln!(io::stderr(), "{name}");
         }
     })?;
+    let (short, long) = match form {
+        Form::Gguf => ("littlebit".to_owned(), "LittleBit GGUF".to_owned()),
+        Form::Container => ("littlebit container".to_owned(), ".littlebit".to_owned()),
+        Form::Lossy(ty) => (format!("lossy {ty}"), format!("weights rebuilt as {ty}")),
+    };
     if args.json {
-        let line = serde_json::json!({
-            "event": "done", "form": format!("lossy {}", ty.name()), "output": output, "bytes": bytes
-        });
+        let line = serde_json::json!({ "event": "done", "form": short, "output": output, "bytes": bytes });
         return print_line(&line.to_string());
     }
-    print_line(&format!("{}: {}, weights rebuilt as {}", output.display(), summary::size(bytes), ty.name()))
+    print_line(&format!("{}: {}, {long}", output.display(), present::size(bytes)))
 }
 
 /// Writes a line to stdout; a closed pipe comes back as an error that [`main`] forgives.

@@ -165,3 +165,25 @@ impl Progress {
         self.bar.finish_and_clear();
     }
 }
+
+/// Plain progress lines of a command that has nothing else to tell.
+pub struct Counter {
+    quiet: bool,
+    shown: Option<(&'static str, usize)>,
+}
+
+impl Counter {
+    /// Lines on stderr unless `quiet`.
+    pub fn new(quiet: bool) -> Self {
+        Self { quiet, shown: None }
+    }
+
+    /// `done` of `total` of a stage; a line for every tenth of it.
+    pub fn step(&mut self, stage: &'static str, done: usize, total: usize) {
+        let part = (stage, 10 * done / total.max(1));
+        if !self.quiet && self.shown != Some(part) {
+            self.shown = Some(part);
+            let _ = writeln!(io::stderr(), "{stage} {done}/{total}");
+        }
+    }
+}

@@ -1,24 +1,11 @@
 //! The end of a run: totals by class of matrix, the file, and what the result is good for.
 
+use super::compare::figures;
 use super::print_line;
 use crate::error::Result;
 use crate::job::layout::Outlook;
 use crate::job::{Report, memory};
-
-/// `bytes` as a person reads it.
-pub fn size(bytes: u64) -> String {
-    match bytes {
-        b if b >= 1 << 30 => format!("{:.2} GiB", b as f64 / f64::from(1 << 30)),
-        b if b >= 1 << 20 => format!("{:.1} MiB", b as f64 / f64::from(1 << 20)),
-        b => format!("{:.1} KiB", b as f64 / 1024.0),
-    }
-}
-
-/// `attn_q` of `blk.7.attn_q.weight`: matrices of one class do the same job in different blocks.
-pub fn class(name: &str) -> &str {
-    let base = name.strip_suffix(".weight").unwrap_or(name);
-    base.rsplit('.').next().unwrap_or(base)
-}
+use crate::present::{class, size};
 
 /// What a layer-local factorization is worth, from the run's own figures.
 fn verdict(report: &Report) -> String {
@@ -81,22 +68,7 @@ pub fn print(report: &Report, json: bool) -> Result<()> {
         size(memory::peak_rss())
     ))?;
     for e in &report.evaluations {
-        let c = &e.comparison;
-        print_line(&format!(
-            "{}: perplexity {:.3} +- {:.3} (source {:.3} +- {:.3}), KLD mean {:.4} +- {:.4} median {:.4} 99.9 % {:.3}, same top {:.2} +- {:.2} %, {} tokens",
-            e.text.display(),
-            c.perplexity.value,
-            c.perplexity.error,
-            c.source_perplexity.value,
-            c.source_perplexity.error,
-            c.kld.value,
-            c.kld.error,
-            c.kld_median,
-            c.kld_999,
-            100.0 * c.same_top.value,
-            100.0 * c.same_top.error,
-            c.tokens
-        ))?;
+        print_line(&format!("{}: {}", e.text.display(), figures(&e.comparison)))?;
         print_line(&format!(
             "  sample: {} ~> {}",
             one_line(&e.sample.prompt),

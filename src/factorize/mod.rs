@@ -166,6 +166,11 @@ fn one_path(job: &Job, w: &[f32], index: usize, weighting: &Weighting) -> Result
     export::to_f16(job.name, path)
 }
 
+/// A path whose product is 0: for a matrix that has fewer of them than others.
+pub fn no_path(d_out: usize, d_in: usize, rank: usize) -> FactorPath {
+    export::zero_path(d_out, d_in, rank)
+}
+
 /// `path` with other scales, as the file stores them.
 ///
 /// # Errors

@@ -116,6 +116,11 @@ impl LittleBitFile {
         &self.matrices
     }
 
+    /// Tensors that are no parts of a matrix, in file order.
+    pub fn kept(&self) -> impl Iterator<Item = &TensorInfo> {
+        self.gguf.tensors.iter().filter(|t| !Part::ALL.iter().any(|p| t.name.ends_with(p.suffix())))
+    }
+
     /// The matrix called `name`, with or without `.weight`.
     pub fn find(&self, name: &str) -> Option<&MatrixEntry> {
         let base = schema::base_name(name).unwrap_or(name);

@@ -1,8 +1,12 @@
-//! LittleBit GGUF schema v1 (normative text: `specs/format.md`) and the lossy GGUF form.
+//! LittleBit GGUF schema v1 (normative text: `specs/format.md`), the `.littlebit` container and the lossy GGUF form.
 
+#[cfg(feature = "convert")]
+pub mod container;
 pub mod factors;
 pub mod file;
 pub mod lossy;
+#[cfg(feature = "convert")]
+pub mod retype;
 pub mod schema;
 
 pub use factors::{FactorPath, Factors};

@@ -6,6 +6,7 @@
 
 pub mod dequant;
 pub mod encode;
+mod header;
 pub mod reader;
 pub mod types;
 pub mod value;
@@ -16,7 +17,7 @@ mod tests;
 
 pub use dequant::dequantize;
 pub use encode::encode;
-pub use reader::{Gguf, TensorInfo};
+pub use reader::{Gguf, TensorData, TensorInfo};
 pub use types::GgmlType;
 pub use value::{Array, Value};
 pub use writer::{TensorDesc, Writer};

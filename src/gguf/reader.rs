@@ -1,17 +1,12 @@
-//! The checked reader. Every fault of the header is reported with the byte at which it stands.
+//! The checked reader: an open file, its keys and the data of its tensors.
 
-use super::value::id;
-use super::{Array, DEFAULT_ALIGNMENT, GgmlType, MAGIC, MAX_DIMS, MAX_NAME, VERSION, Value, dequantize};
+use super::header::{Header, Parsed};
+use super::{GgmlType, VERSION, Value, dequantize};
 use crate::error::{Error, Result};
-use std::collections::HashSet;
+use std::fmt::Debug;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-
-/// Longest key that ggml's tools handle sensibly.
-const MAX_KEY: u64 = 65_535;
-/// A chunk of the header that is read at once.
-const WINDOW: usize = 1 << 16;
 
 /// One tensor of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +30,24 @@ impl TensorInfo {
     }
 }
 
+/// Where the tensors of a header lie that stands apart from them.
+pub trait TensorData: Debug + Send + Sync {
+    /// Reads a tensor's bytes; `out` is overwritten.
+    ///
+    /// # Errors
+    /// What the place of the data has to say, in its own terms.
+    fn read(&self, t: &TensorInfo, out: &mut Vec<u8>) -> Result<()>;
+}
+
+/// Bytes of the tensors.
+#[derive(Debug)]
+enum Data {
+    /// In the file, at their offsets.
+    Here(File),
+    /// Somewhere else.
+    Elsewhere(Box<dyn TensorData>),
+}
+
 /// An open GGUF file.
 #[derive(Debug)]
 pub struct Gguf {
@@ -52,7 +65,7 @@ pub struct Gguf {
     pub data_offset: u64,
     /// Length of the file when it was opened.
     pub file_len: u64,
-    file: File,
+    data: Data,
     index: std::collections::HashMap<String, usize>,
 }
 
@@ -64,30 +77,32 @@ impl Gguf {
             return Err(Error::unsupported(path, "not a regular file; a GGUF file is needed"));
         }
         let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
-        let file_len = meta.len();
-        let mut h = Header { path, file: &file, len: file_len, at: 0, window: Vec::new(), window_at: 0 };
-        h.magic_and_version()?;
-        let n_tensors = h.count("tensor count", 24 + 8)?;
-        let n_kv = h.count("key count", 8 + 4 + 1)?;
-        let kv = h.metadata(n_kv)?;
-        let alignment = alignment(path, &kv)?;
-        let (mut tensors, ends) = h.tensor_infos(n_tensors)?;
-        let data_offset =
-            h.at.checked_next_multiple_of(alignment)
-                .ok_or_else(|| h.fault(h.at, "the header's end overflows"))?;
-        place(path, &mut tensors, &ends, data_offset, alignment, file_len)?;
+        let len = meta.len();
+        let parsed = Header::new(path, &file, 0, len).parse(len)?;
+        Ok(Self::new(path, parsed, len, Data::Here(file)))
+    }
+
+    /// The GGUF whose header is `header`, found at byte `start` of `path`, and whose tensors are `data`'s, in files of
+    /// `file_len` bytes. Offsets of tensors count as if the data followed the header.
+    ///
+    /// # Errors
+    /// As [`Gguf::open`], with offsets in `path`.
+    pub fn detached(
+        path: &Path,
+        start: u64,
+        header: &[u8],
+        file_len: u64,
+        data: Box<dyn TensorData>,
+    ) -> Result<Self> {
+        let parsed = Header::new(path, &header, start, header.len() as u64).parse(u64::MAX)?;
+        Ok(Self::new(path, parsed, file_len, Data::Elsewhere(data)))
+    }
+
+    fn new(path: &Path, parsed: Parsed, file_len: u64, data: Data) -> Self {
+        let Parsed { kv, alignment, tensors, data_offset } = parsed;
         let index = tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
-        Ok(Self {
-            path: path.to_owned(),
-            version: VERSION,
-            alignment,
-            kv: kv.into_iter().map(|(k, v, _)| (k, v)).collect(),
-            tensors,
-            data_offset,
-            file_len,
-            file,
-            index,
-        })
+        let path = path.to_owned();
+        Self { path, version: VERSION, alignment, kv, tensors, data_offset, file_len, data, index }
     }
 
     /// Value of `key`.
@@ -115,9 +130,22 @@ impl Gguf {
                 format!("bytes {start}..+{len} are outside its {} bytes", t.nbytes),
             ));
         }
+        let file = match &self.data {
+            Data::Here(file) => file,
+            Data::Elsewhere(data) => {
+                data.read(t, out)?;
+                if out.len() as u64 != t.nbytes {
+                    let what = format!("{} bytes of data, its type and shape need {}", out.len(), t.nbytes);
+                    return Err(Error::tensor(&self.path, &t.name, what));
+                }
+                out.drain(..start as usize);
+                out.truncate(len as usize);
+                return Ok(());
+            }
+        };
         out.clear();
         out.resize(len as usize, 0);
-        self.file.read_exact_at(out, t.offset + start).map_err(|e| {
+        file.read_exact_at(out, t.offset + start).map_err(|e| {
             Error::io(&self.path, format!("read tensor '{}' at byte {}", t.name, t.offset + start), e)
         })
     }
@@ -129,309 +157,5 @@ impl Gguf {
         let mut values = vec![0.0; t.elements() as usize];
         dequantize(t.ty, &bytes, &mut values).map_err(|what| Error::tensor(&self.path, &t.name, what))?;
         Ok(values)
-    }
-}
-
-/// `general.alignment`, checked as ggml does.
-fn alignment(path: &Path, kv: &[(String, Value, u64)]) -> Result<u64> {
-    let Some((_, value, at)) = kv.iter().find(|(k, _, _)| k == "general.alignment") else {
-        return Ok(DEFAULT_ALIGNMENT);
-    };
-    match value {
-        Value::U32(a) if a.is_power_of_two() => Ok(u64::from(*a)),
-        Value::U32(a) => {
-            Err(Error::malformed(path, *at, format!("general.alignment is {a}, not a power of two")))
-        }
-        _ => Err(Error::malformed(path, *at, "general.alignment is not a u32")),
-    }
-}
-
-/// Turns offsets within the data section into offsets in the file, and checks that tensors follow each other as
-/// ggml demands and end inside the file. `ends` holds the header byte of each tensor's offset field.
-fn place(
-    path: &Path,
-    tensors: &mut [TensorInfo],
-    fields: &[u64],
-    data_offset: u64,
-    alignment: u64,
-    file_len: u64,
-) -> Result<()> {
-    let mut expected = 0u64;
-    for (t, &field) in tensors.iter_mut().zip(fields) {
-        let fault = |what: String| Error::malformed(path, field, format!("tensor '{}': {what}", t.name));
-        if t.offset != expected {
-            return Err(fault(format!("data offset is {}, expected {expected}", t.offset)));
-        }
-        let end = data_offset.checked_add(t.offset).and_then(|x| x.checked_add(t.nbytes));
-        match end {
-            Some(end) if end <= file_len => {}
-            Some(end) => {
-                return Err(fault(format!(
-                    "data ends at byte {end}, the file at {file_len}: truncated file"
-                )));
-            }
-            None => return Err(fault("data offset overflows".to_owned())),
-        }
-        expected = t
-            .offset
-            .checked_add(t.nbytes)
-            .and_then(|x| x.checked_next_multiple_of(alignment))
-            .ok_or_else(|| fault("data size overflows".to_owned()))?;
-        t.offset += data_offset;
-    }
-    Ok(())
-}
-
-/// A cursor over the header with a read-ahead window.
-struct Header<'a> {
-    path: &'a Path,
-    file: &'a File,
-    len: u64,
-    at: u64,
-    window: Vec<u8>,
-    window_at: u64,
-}
-
-impl Header<'_> {
-    fn fault(&self, at: u64, what: impl Into<String>) -> Error {
-        Error::malformed(self.path, at, what)
-    }
-
-    /// The next `n` bytes, `n` small or already bounded by the file.
-    fn take(&mut self, n: usize, what: &str) -> Result<&[u8]> {
-        let end = self.at.checked_add(n as u64).filter(|e| *e <= self.len);
-        let Some(end) = end else {
-            return Err(self.fault(
-                self.at,
-                format!("{what} needs {n} bytes, the file ends at byte {}: truncated file", self.len),
-            ));
-        };
-        let window_end = self.window_at + self.window.len() as u64;
-        if self.at < self.window_at || end > window_end {
-            let size = (self.len - self.at).min(n.max(WINDOW) as u64) as usize;
-            self.window.clear();
-            self.window.resize(size, 0);
-            self.file
-                .read_exact_at(&mut self.window, self.at)
-                .map_err(|e| Error::io(self.path, format!("read header at byte {}", self.at), e))?;
-            self.window_at = self.at;
-        }
-        let from = (self.at - self.window_at) as usize;
-        self.at = end;
-        Ok(&self.window[from..from + n])
-    }
-
-    fn array<const N: usize>(&mut self, what: &str) -> Result<[u8; N]> {
-        Ok(self.take(N, what)?.try_into().expect("take returns N bytes"))
-    }
-
-    fn u32(&mut self, what: &str) -> Result<u32> {
-        Ok(u32::from_le_bytes(self.array(what)?))
-    }
-
-    fn u64(&mut self, what: &str) -> Result<u64> {
-        Ok(u64::from_le_bytes(self.array(what)?))
-    }
-
-    fn magic_and_version(&mut self) -> Result<()> {
-        let magic: [u8; 4] = self.array("the magic")?;
-        if magic != MAGIC {
-            let hint = if &magic == b"FUGG" { " (a big-endian file; convert it first)" } else { "" };
-            return Err(self.fault(0, format!("not a GGUF file: it starts with {magic:02x?}{hint}")));
-        }
-        let version = self.u32("the version")?;
-        if version == VERSION {
-            return Ok(());
-        }
-        let why = if version == 1 || version == 2 {
-            "an old format; convert it with a llama.cpp of its time or download the model again"
-        } else if version.swap_bytes() == VERSION {
-            "a big-endian file; convert it to little-endian first"
-        } else {
-            "this build reads version 3"
-        };
-        Err(self.fault(4, format!("GGUF version {version}: {why}")))
-    }
-
-    /// A count whose items take at least `min_bytes` each, so the rest of the file bounds it.
-    fn count(&mut self, what: &str, min_bytes: u64) -> Result<u64> {
-        let at = self.at;
-        let n = self.u64(what)?;
-        let most = (self.len - self.at) / min_bytes;
-        if n > most {
-            return Err(self.fault(at, format!("{what} is {n}, the file has room for at most {most}")));
-        }
-        Ok(n)
-    }
-
-    /// A string's bytes; `limit` bounds it besides the file.
-    fn string(&mut self, what: &str, limit: u64) -> Result<Vec<u8>> {
-        let at = self.at;
-        let n = self.u64(what)?;
-        if n > self.len - self.at || n > limit {
-            return Err(
-                self.fault(at, format!("{what} is {n} bytes long, more than the file or the format allows"))
-            );
-        }
-        Ok(self.take(n as usize, what)?.to_vec())
-    }
-
-    /// Keys with their values and the header byte at which each value starts.
-    fn metadata(&mut self, n: u64) -> Result<Vec<(String, Value, u64)>> {
-        let mut kv = Vec::new();
-        let mut seen = HashSet::new();
-        for i in 0..n {
-            let at = self.at;
-            let key = self.string("a key", MAX_KEY)?;
-            let key = String::from_utf8(key).map_err(|_| self.fault(at, format!("key {i} is not UTF-8")))?;
-            if key.is_empty() {
-                return Err(self.fault(at, format!("key {i} is empty")));
-            }
-            if !seen.insert(key.clone()) {
-                return Err(self.fault(at, format!("key '{key}' appears twice")));
-            }
-            let value_at = self.at;
-            let value = self.value(&key)?;
-            kv.push((key, value, value_at));
-        }
-        Ok(kv)
-    }
-
-    fn value(&mut self, key: &str) -> Result<Value> {
-        let at = self.at;
-        let what = format!("the value of '{key}'");
-        Ok(match self.u32(&what)? {
-            id::U8 => Value::U8(self.array::<1>(&what)?[0]),
-            id::I8 => Value::I8(i8::from_le_bytes(self.array(&what)?)),
-            id::U16 => Value::U16(u16::from_le_bytes(self.array(&what)?)),
-            id::I16 => Value::I16(i16::from_le_bytes(self.array(&what)?)),
-            id::U32 => Value::U32(self.u32(&what)?),
-            id::I32 => Value::I32(i32::from_le_bytes(self.array(&what)?)),
-            id::F32 => Value::F32(f32::from_le_bytes(self.array(&what)?)),
-            id::U64 => Value::U64(self.u64(&what)?),
-            id::I64 => Value::I64(i64::from_le_bytes(self.array(&what)?)),
-            id::F64 => Value::F64(f64::from_le_bytes(self.array(&what)?)),
-            id::BOOL => {
-                let at = self.at;
-                let byte = self.array::<1>(&what)?[0];
-                Value::Bool(self.boolean(byte, at)?)
-            }
-            id::STR => Value::Str(self.string(&what, u64::MAX)?),
-            id::ARRAY => Value::Array(self.array_value(key)?),
-            other => return Err(self.fault(at, format!("{what} has the unknown type {other}"))),
-        })
-    }
-
-    fn boolean(&self, byte: u8, at: u64) -> Result<bool> {
-        match byte {
-            0 => Ok(false),
-            1 => Ok(true),
-            other => Err(self.fault(at, format!("a bool is {other}"))),
-        }
-    }
-
-    fn array_value(&mut self, key: &str) -> Result<Array> {
-        let at = self.at;
-        let what = format!("the array '{key}'");
-        let ty = self.u32(&what)?;
-        macro_rules! numbers {
-            ($variant:ident, $t:ty) => {{
-                const N: usize = size_of::<$t>();
-                let n = self.count(&what, N as u64)? as usize;
-                let bytes = self.take(n * N, &what)?;
-                Array::$variant(
-                    bytes
-                        .chunks_exact(N)
-                        .map(|b| <$t>::from_le_bytes(b.try_into().expect("N bytes")))
-                        .collect(),
-                )
-            }};
-        }
-        Ok(match ty {
-            id::U8 => numbers!(U8, u8),
-            id::I8 => numbers!(I8, i8),
-            id::U16 => numbers!(U16, u16),
-            id::I16 => numbers!(I16, i16),
-            id::U32 => numbers!(U32, u32),
-            id::I32 => numbers!(I32, i32),
-            id::F32 => numbers!(F32, f32),
-            id::U64 => numbers!(U64, u64),
-            id::I64 => numbers!(I64, i64),
-            id::F64 => numbers!(F64, f64),
-            id::BOOL => {
-                let n = self.count(&what, 1)? as usize;
-                let at = self.at;
-                let bytes = self.take(n, &what)?.to_vec();
-                let bools = bytes.iter().enumerate().map(|(i, b)| self.boolean(*b, at + i as u64));
-                Array::Bool(bools.collect::<Result<_>>()?)
-            }
-            id::STR => {
-                let n = self.count(&what, 8)?;
-                let mut strings = Vec::new();
-                for _ in 0..n {
-                    strings.push(self.string(&what, u64::MAX)?);
-                }
-                Array::Str(strings)
-            }
-            id::ARRAY => {
-                return Err(self.fault(at, format!("{what} holds arrays, which ggml does not allow")));
-            }
-            other => return Err(self.fault(at, format!("{what} has the unknown element type {other}"))),
-        })
-    }
-
-    /// Tensor descriptors with offsets still relative to the data section, and the header byte of each offset field.
-    fn tensor_infos(&mut self, n: u64) -> Result<(Vec<TensorInfo>, Vec<u64>)> {
-        let (mut tensors, mut fields) = (Vec::new(), Vec::new());
-        let mut seen = HashSet::new();
-        for i in 0..n {
-            let at = self.at;
-            let name = self.string("a tensor name", self.len)?;
-            let name = String::from_utf8(name)
-                .map_err(|_| self.fault(at, format!("the name of tensor {i} is not UTF-8")))?;
-            if name.len() >= MAX_NAME {
-                return Err(
-                    self.fault(at, format!("tensor name '{name}' has {} bytes, ggml allows 63", name.len()))
-                );
-            }
-            if !seen.insert(name.clone()) {
-                return Err(self.fault(at, format!("tensor '{name}' appears twice")));
-            }
-            let at = self.at;
-            let n_dims = self.u32("the number of dimensions")?;
-            if n_dims == 0 || n_dims as usize > MAX_DIMS {
-                return Err(
-                    self.fault(at, format!("tensor '{name}' has {n_dims} dimensions, 1 to 4 are allowed"))
-                );
-            }
-            let at = self.at;
-            let mut dims = Vec::new();
-            for _ in 0..n_dims {
-                dims.push(self.u64("a dimension")?);
-            }
-            // ggml counts elements in a signed 64-bit integer.
-            let elements =
-                dims.iter().try_fold(1u64, |n, d| n.checked_mul(*d)).filter(|n| *n <= i64::MAX as u64);
-            if elements.is_none() || dims.iter().any(|d| *d > i64::MAX as u64) {
-                return Err(self.fault(at, format!("the dimensions {dims:?} of tensor '{name}' overflow")));
-            }
-            let at = self.at;
-            let ty = GgmlType(self.u32("a tensor type")?);
-            let Some((block, _)) = ty.block() else {
-                return Err(
-                    self.fault(at, format!("tensor '{name}' has the unknown or removed type id {}", ty.0))
-                );
-            };
-            let Some(nbytes) = ty.tensor_bytes(&dims) else {
-                return Err(self.fault(
-                    at,
-                    format!("rows of {} values of tensor '{name}' do not fill {ty} blocks of {block}, or overflow", dims[0]),
-                ));
-            };
-            fields.push(self.at);
-            let offset = self.u64("a data offset")?;
-            tensors.push(TensorInfo { name, dims, ty, offset, nbytes });
-        }
-        Ok((tensors, fields))
     }
 }

@@ -3,21 +3,22 @@
 use crate::error::{Error, Result};
 use crate::factorize::{Method, Rotate};
 use crate::format::schema::{self, key};
-use crate::format::{LittleBitFile, lossy};
+use crate::format::{LittleBitFile, container, lossy};
 use crate::gguf::{GgmlType, Writer};
 use crate::job::fingerprint::{fingerprint, work_dir};
 use crate::job::header::{Action, Summary, TOOL, describe, file_name, littlebit_kv, method_text};
 use crate::job::journal::Journal;
 use crate::job::layout::{Budget, Layout};
+use crate::job::pool::{in_pool, workers};
+use crate::job::repack::{self, at_output, read_all};
 use crate::job::report::{Evaluation, Event, KeptReport, MatrixReport, Report};
 use crate::job::stages::Stages;
 use crate::job::tensor::{Done, encoded, factorize_tensor, finished, keep};
 use crate::job::tuned::{Calibrated, Calibration};
 use crate::job::{ordered, output};
+use crate::plan::Plan;
 use crate::plan::rules::Rule;
-use crate::plan::{MatrixSpec, Plan};
 use crate::source::TensorSource;
-use crate::tune::BlockOutcome;
 use crate::verify::Gates;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -51,6 +52,8 @@ pub struct Options {
     pub output_tensor_type: Option<GgmlType>,
     /// Write a standard GGUF with rebuilt weights of this type instead of a LittleBit GGUF.
     pub lossy: Option<GgmlType>,
+    /// Write a `.littlebit` file instead.
+    pub container: bool,
     /// Folder for finished pieces, from which a run that was cut off goes on; `None` for the output's name with `.work`.
     pub work_dir: Option<PathBuf>,
     /// Replace an existing output.
@@ -58,6 +61,17 @@ pub struct Options {
     /// What a calibrated result is to reach; one that does not is written under [`rejected`]'s name instead.
     pub gates: Gates,
 }
+
+impl Options {
+    /// Where the run that writes `target` keeps its work.
+    pub fn work_dir(&self, target: &Path) -> PathBuf {
+        self.work_dir.clone().unwrap_or_else(|| work_dir(target))
+    }
+}
+
+/// Why a LittleBit GGUF is not converted to one.
+pub(super) const ALREADY: &str = "already a LittleBit file; compress the original model, or write another form of this one: \
+     --lossy TYPE for rebuilt weights, an output that ends with .littlebit, other types of embeddings and head";
 
 /// The name of a result that its gates have not let through.
 pub fn rejected(target: &Path) -> PathBuf {
@@ -98,10 +112,7 @@ pub fn convert(
         output::check_target(path, &inputs, options.force)?;
     }
     if source.kv().iter().any(|(k, _)| k == key::VERSION) {
-        return Err(Error::unsupported(
-            source.path(),
-            "already a LittleBit file; compress the original model, or rebuild dense weights with --lossy TYPE",
-        ));
+        return Err(Error::unsupported(source.path(), ALREADY));
     }
     let mut layout = Layout::new(source, options)?;
     for (name, rule) in &layout.ruled {
@@ -113,7 +124,7 @@ pub fn convert(
         }
     }
     let sha256 = source.sha256()?;
-    let work_dir = options.work_dir.clone().unwrap_or_else(|| work_dir(target));
+    let work_dir = options.work_dir(target);
     let journal = Journal::open(&work_dir, &fingerprint(&sha256, options)?)?;
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(options.threads)
@@ -267,7 +278,11 @@ impl Run<'_> {
         if options.lossy.is_none() {
             verify(file.temp_path(), target, plan, factor_bits)?;
         }
-        file.commit(w)?;
+        if options.container {
+            contain(source, file, target, options.force)?;
+        } else {
+            file.commit(w)?;
+        }
         let bytes = std::fs::metadata(target).map_err(|e| Error::io(target, "stat", e))?.len();
         let share = |m: &MatrixReport| (m.d_out * m.d_in * m.experts) as f64 / plan.weights as f64;
         Ok(Report {
@@ -276,6 +291,7 @@ impl Run<'_> {
             output: target.to_owned(),
             form: match options.lossy {
                 Some(ty) => format!("lossy {}", ty.name()),
+                None if options.container => "littlebit container".to_owned(),
                 None => "littlebit".to_owned(),
             },
             method: method_text(options),
@@ -297,85 +313,6 @@ impl Run<'_> {
             matrices,
             kept,
         })
-    }
-}
-
-/// Runs `work` on `pool` while its events are shown by this thread.
-fn in_pool<T: Send>(
-    pool: &rayon::ThreadPool,
-    work: impl FnOnce(&mut dyn FnMut(Event)) -> Result<T> + Send,
-    show: &mut dyn FnMut(Event),
-) -> Result<T> {
-    enum Message {
-        Stage(&'static str, usize, usize, Option<f64>),
-        Block(usize, usize, BlockOutcome),
-        Note(String),
-    }
-    let (send, receive) = std::sync::mpsc::channel();
-    std::thread::scope(|scope| {
-        let worker = scope.spawn(move || {
-            pool.install(|| {
-                work(&mut |e: Event| {
-                    let message = match e {
-                        Event::Stage { name, done, total, value } => Message::Stage(name, done, total, value),
-                        Event::Block { index, count, outcome } => Message::Block(index, count, *outcome),
-                        Event::Note(text) => Message::Note(text.to_owned()),
-                        // The thread that shows them sends these itself.
-                        Event::Planned(_) | Event::Rule { .. } | Event::Warning(_) | Event::Matrix { .. } => {
-                            return;
-                        }
-                    };
-                    // Nobody listens any more only if this thread is unwinding.
-                    let _ = send.send(message);
-                })
-            })
-        });
-        for message in receive {
-            match message {
-                Message::Stage(name, done, total, value) => show(Event::Stage { name, done, total, value }),
-                Message::Block(index, count, outcome) => {
-                    show(Event::Block { index, count, outcome: &outcome });
-                }
-                Message::Note(text) => show(Event::Note(&text)),
-            }
-        }
-        worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
-}
-
-/// Rebuilds the weights of a LittleBit file into a standard GGUF.
-pub fn expand(
-    input: &Path,
-    target: &Path,
-    ty: GgmlType,
-    force: bool,
-    progress: impl FnMut(&str),
-) -> Result<u64> {
-    output::check_target(target, &[input], force)?;
-    let source = LittleBitFile::open(input)?;
-    let file = output::AtomicFile::create(target, force)?;
-    let w = lossy::expand(&source, ty, file.writer()?, progress).map_err(|e| at_output(e, target))?;
-    file.commit(w)?;
-    Ok(std::fs::metadata(target).map_err(|e| Error::io(target, "stat", e))?.len())
-}
-
-/// Threads that factorize different matrices at once: as many as asked for, while their working sets
-/// (about six times the largest matrix in f32: weight, products and both factors with their duals) fit in
-/// 1 GiB together. Below that number the matrices themselves are computed in parallel.
-fn workers(threads: usize, specs: &[MatrixSpec], plan: &Plan) -> usize {
-    let set = specs.iter().zip(&plan.entries).map(|(s, e)| {
-        let (m, n, r) = (s.d_out, s.d_in, e.rank);
-        4 * (2 * m * n + 5 * r * (m + n) + 2 * r * r)
-    });
-    let largest = set.max().unwrap_or(1);
-    ((1 << 30) / largest).clamp(1, threads.max(1))
-}
-
-/// Errors of the writer know no path; give them the output's.
-fn at_output(e: Error, target: &Path) -> Error {
-    match e {
-        Error::Io { op, source, .. } => Error::io(target, op, source),
-        other => other,
     }
 }
 
@@ -404,4 +341,15 @@ fn verify(temp: &Path, target: &Path, plan: &Plan, factor_bits: u64) -> Result<(
         file.read_factors(m)?;
     }
     Ok(())
+}
+
+/// Writes the finished GGUF in `file`, which vanishes, as a container.
+fn contain(source: &dyn TensorSource, file: output::AtomicFile, target: &Path, force: bool) -> Result<()> {
+    let whole = LittleBitFile::open(file.temp_path())?;
+    let out = output::AtomicFile::create(target, force)?;
+    let companions = read_all(&source.companions())?;
+    let w = container::write(&whole, &companions, out.writer()?, |_| {}).map_err(|e| at_output(e, target))?;
+    let w = flushed(w, target)?;
+    repack::compare(&whole, &container::open(out.temp_path())?, target)?;
+    out.commit(w)
 }

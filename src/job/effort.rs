@@ -34,7 +34,7 @@ impl Effort {
         let [generated, sensitivity, moments, iterations, passes, steps] = match self {
             Effort::Fast => [40, 4, 112, 12, 0, 60],
             Effort::Normal => [72, 8, 192, 16, 1, 200],
-            Effort::Best => [216, 16, 384, 24, 1, 1000],
+            Effort::Best => [216, 16, 384, 24, 1, 850],
         };
         Amounts { generated, sensitivity, moments, iterations, passes, steps }
     }

@@ -73,7 +73,7 @@ pub(super) struct Summary<'a> {
 }
 
 /// Name of a file without its folder.
-pub(super) fn file_name(path: &Path) -> String {
+pub(crate) fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 

@@ -4,6 +4,7 @@ use crate::arch;
 use crate::calibrate::imatrix::Imatrix;
 use crate::calibrate::sensitivity::Sensitivity;
 use crate::error::{Error, Result};
+use crate::format::retype::KeptTypes;
 use crate::format::schema;
 use crate::gguf::{GgmlType, Writer, encode};
 use crate::job::convert::Options;
@@ -64,6 +65,11 @@ impl Layout {
         let mut rules = Rules::new(&options.rules);
         let (mut actions, mut specs, mut ruled) = (Vec::new(), Vec::new(), Vec::new());
         let has_output = source.tensors().iter().any(|t| t.name == "output.weight");
+        let types = KeptTypes {
+            token_embedding: options.token_embedding_type,
+            output: options.output_tensor_type,
+            floats: Some(GgmlType::Q6_K),
+        };
         for t in source.tensors() {
             let stored = |wanted: Option<GgmlType>, reason: String| {
                 let ty = wanted.map_or(t.ty, |ty| encode::fitting(ty, t.dims[0]));
@@ -128,16 +134,7 @@ impl Layout {
                     Action::Factorize(specs.len() - 1)
                 }
                 Err(reason) => {
-                    // As floats they would be the larger part of a file below two bits.
-                    let wide = [GgmlType::F32, GgmlType::F16, GgmlType::BF16].contains(&t.ty);
-                    let usual = wide.then_some(GgmlType::Q6_K);
-                    let (embeddings, output) = (options.token_embedding_type, options.output_tensor_type);
-                    let wanted = match t.name.as_str() {
-                        "token_embd.weight" if has_output => embeddings.or(usual),
-                        "token_embd.weight" => embeddings.or(output).or(usual),
-                        "output.weight" => output.or(usual),
-                        _ => None,
-                    };
+                    let wanted = types.of(&t.name, t.ty, has_output);
                     stored(wanted, reason.to_string())?
                 }
             });

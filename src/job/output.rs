@@ -4,6 +4,19 @@ use crate::error::{Error, Result};
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+/// Files under construction in this process.
+static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// Removes all files under construction, for a process that is about to end without unwinding.
+pub fn abandon() {
+    // A thread that panicked with the lock has left a whole list.
+    for path in UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        // It only takes space, and the next run sweeps it away.
+        let _ = std::fs::remove_file(path);
+    }
+}
 
 /// A file under construction beside its final name; dropped without [`AtomicFile::commit`], it vanishes.
 #[derive(Debug)]
@@ -77,6 +90,7 @@ impl AtomicFile {
             .permissions(default_permissions())
             .tempfile_in(dir)
             .map_err(|e| Error::io(target, "create temporary file for output", e))?;
+        UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).push(temp.path().to_owned());
         // The lock tells others that this file has a living writer; without it nothing but that is lost.
         let _ = temp.as_file().try_lock();
         Ok(Self { target: target.to_owned(), temp, force })
@@ -99,6 +113,9 @@ impl AtomicFile {
         w.flush().map_err(|e| Error::io(&target, "write", e))?;
         w.get_ref().sync_all().map_err(|e| Error::io(&target, "flush to disk", e))?;
         drop(w);
+        // From here on the name may be gone; an interruption must not remove what it stands for.
+        let list = |paths: &mut Vec<PathBuf>| paths.retain(|p| p != self.temp.path());
+        list(&mut UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner));
         let persisted =
             if self.force { self.temp.persist(&target) } else { self.temp.persist_noclobber(&target) };
         persisted.map_err(|e| Error::io(&target, "rename temporary file to output", e.error))?;

@@ -2,7 +2,8 @@
 
 use crate::plan::Plan;
 use crate::tune::BlockOutcome;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 /// Progress of a conversion.
@@ -53,7 +54,7 @@ pub enum Event<'a> {
 }
 
 /// One factorized matrix (all its experts).
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MatrixReport {
     /// Weight name.
     pub name: String,
@@ -80,7 +81,7 @@ pub struct MatrixReport {
 }
 
 /// One tensor that was not factorized.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct KeptReport {
     /// Name.
     pub name: String,
@@ -95,7 +96,7 @@ pub struct KeptReport {
 }
 
 /// Generated text.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Sample {
     /// What was given.
     pub prompt: String,
@@ -104,7 +105,7 @@ pub struct Sample {
 }
 
 /// Comparison with the source on one text.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Evaluation {
     /// The text.
     pub text: PathBuf,
@@ -127,10 +128,10 @@ impl Evaluation {
 }
 
 /// A stage that is over.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct StageReport {
     /// Stage, as in [`Event::Stage`]; "write" is what comes last.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// Wall time.
     pub seconds: f64,
     /// Largest resident set of the process from its beginning to the end of the stage, bytes.
@@ -138,7 +139,7 @@ pub struct StageReport {
 }
 
 /// Result of a conversion.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
     /// Program and version.
     pub tool: String,

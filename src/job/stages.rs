@@ -19,14 +19,14 @@ impl Stages {
     /// A stage ends with its last event, and the next one begins.
     pub fn hear(&mut self, event: &Event) {
         let name = match event {
-            Event::Stage { name, .. } => name,
+            Event::Stage { name, .. } => *name,
             Event::Matrix { .. } => "write",
             // Part of a stage that goes on.
             _ => return,
         };
         let now = Instant::now();
         if self.all.last().is_none_or(|s| s.name != name) {
-            self.all.push(StageReport { name, seconds: 0.0, peak_rss: 0 });
+            self.all.push(StageReport { name: name.into(), seconds: 0.0, peak_rss: 0 });
         }
         let stage = self.all.last_mut().expect("there is one");
         stage.seconds += now.duration_since(self.last).as_secs_f64();
@@ -55,7 +55,7 @@ mod tests {
             stages.hear(&Event::Note("nothing"));
         }
         let all = stages.done();
-        assert_eq!(all.iter().map(|s| s.name).collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(all.iter().map(|s| &*s.name).collect::<Vec<_>>(), ["a", "b"]);
         assert!(all[0].seconds >= 0.04 && all[1].seconds >= 0.02 && all[1].seconds < all[0].seconds + 10.0);
         assert!(all[0].peak_rss <= all[1].peak_rss);
     }

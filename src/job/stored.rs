@@ -8,6 +8,7 @@ use crate::source::{SourceTensor, TensorSource};
 use std::path::Path;
 
 /// A source of which some tensors are read in another type.
+#[derive(Debug)]
 pub(super) struct Stored<'a> {
     source: &'a dyn TensorSource,
     /// By tensor: the type that it is rounded to.

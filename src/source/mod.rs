@@ -1,16 +1,23 @@
 //! Models to compress, behind one trait: whatever the file format, a source shows the keys and tensors of a GGUF.
 
+pub mod checkpoint;
 mod digest;
 mod gguf;
 pub mod hf;
+pub mod names;
+mod rebuilt;
+pub(crate) mod shard;
 
 use crate::error::{Error, Result};
-use crate::gguf::{GgmlType, Value};
-use std::path::Path;
+use crate::format::file::is_littlebit;
+use crate::format::{LittleBitFile, container};
+use crate::gguf::{GgmlType, Gguf, Value};
+use std::path::{Path, PathBuf};
 
 pub use self::gguf::GgufSource;
 pub use digest::sha256;
 pub use hf::HfSource;
+pub use rebuilt::Rebuilt;
 
 /// One tensor of a source.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,7 +31,7 @@ pub struct SourceTensor {
 }
 
 /// An open model. Tensors are read one at a time and from any thread; nothing is cached.
-pub trait TensorSource: Send + Sync {
+pub trait TensorSource: std::fmt::Debug + Send + Sync {
     /// The path that was opened.
     fn path(&self) -> &Path;
 
@@ -43,6 +50,11 @@ pub trait TensorSource: Send + Sync {
     /// Values of tensor `i`, dequantized. NaN and infinite values are refused by name and index.
     fn read_f32(&self, i: usize) -> Result<Vec<f32>>;
 
+    /// Files beside the weights that go with the model in the form in which it came: configuration, tokenizer.
+    fn companions(&self) -> Vec<PathBuf> {
+        Vec::new()
+    }
+
     /// SHA-256 of the model file as lower-case hex; of several files, SHA-256 over their binary digests in order.
     fn sha256(&self) -> Result<String>;
 }
@@ -56,6 +68,30 @@ pub fn open(path: &Path) -> Result<Box<dyn TensorSource>> {
     } else {
         Ok(Box::new(GgufSource::open(path)?))
     }
+}
+
+/// Whether the model at `path` is one that [`open_compressed`] opens.
+///
+/// # Errors
+/// [`Error::Io`] if there is nothing at `path`. Faults of the model show up when it is opened.
+pub fn is_compressed(path: &Path) -> Result<bool> {
+    std::fs::metadata(path).map_err(|e| Error::io(path, "open", e))?;
+    let gguf = || path.is_file() && Gguf::open(path).is_ok_and(|g| is_littlebit(&g));
+    Ok(container::is_container(path) || checkpoint::is_compressed(path) || gguf())
+}
+
+/// Opens the model at `path` if it is compressed already: a LittleBit GGUF, a `.littlebit` file, or a checkpoint in the
+/// official LittleBit layout or NanoQuant's. `None` for any other model.
+///
+/// # Errors
+/// Faults of a compressed model.
+pub fn open_compressed(path: &Path) -> Result<Option<LittleBitFile>> {
+    Ok(match is_compressed(path)? {
+        false => None,
+        true if container::is_container(path) => Some(container::open(path)?),
+        true if hf::is_checkpoint(path) => Some(checkpoint::open(path)?),
+        true => Some(LittleBitFile::open(path)?),
+    })
 }
 
 /// Name of the model in `path` from its keys.

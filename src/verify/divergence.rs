@@ -12,16 +12,23 @@ const AT_ONCE: usize = 4;
 const POSITIONS: usize = 256;
 
 /// A mean and its standard error.
-#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Estimate {
     /// Estimate.
+    #[serde(deserialize_with = "or_nan")]
     pub value: f64,
     /// Its standard error.
+    #[serde(deserialize_with = "or_nan")]
     pub error: f64,
 }
 
+/// A number, or what JSON has for one that is none.
+fn or_nan<'de, D: serde::Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    <Option<f64> as serde::Deserialize>::deserialize(from).map(|x| x.unwrap_or(f64::NAN))
+}
+
 /// Results on one text.
-#[derive(Clone, Debug, Default, serde::Serialize)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Comparison {
     /// Scored tokens.
     pub tokens: usize,
@@ -32,8 +39,10 @@ pub struct Comparison {
     /// Mean KL divergence from the source, nats.
     pub kld: Estimate,
     /// Median of the divergence.
+    #[serde(deserialize_with = "or_nan")]
     pub kld_median: f64,
     /// Its 99.9 % quantile.
+    #[serde(deserialize_with = "or_nan")]
     pub kld_999: f64,
     /// Share of positions where both models hold the same token most likely.
     pub same_top: Estimate,
@@ -51,18 +60,28 @@ pub fn compare(
     let mut scored: Vec<[f64; 4]> = Vec::new();
     let all: Vec<(&Vec<f32>, &[u32])> = source_rows.iter().zip(windows.iter().copied()).collect();
     for (i, some) in all.chunks(AT_ONCE).enumerate() {
-        let parts: Vec<Vec<[f64; 4]>> =
-            some.par_iter().map(|(rows, window)| scores(source, rows, model, window)).collect();
+        let one = |(rows, window): &(&Vec<f32>, &[u32])| {
+            let normed = model.normed(&model.stream(window, window.len()));
+            scores([source, model], [rows, &normed], window)
+        };
+        let parts: Vec<Vec<[f64; 4]>> = some.par_iter().map(one).collect();
         scored.extend(parts.into_iter().flatten());
         progress(i * AT_ONCE + some.len());
     }
     summary(&scored)
 }
 
+/// Scores one model against another, its source, of both of which the head and the normalised last rows of every window
+/// are given: source first.
+pub fn compare_rows(models: [&Model; 2], rows: [&[Vec<f32>]; 2], windows: &[&[u32]]) -> Comparison {
+    let all = windows.par_iter().zip(rows[0].par_iter().zip(rows[1]));
+    let parts: Vec<Vec<[f64; 4]>> = all.map(|(window, (a, b))| scores(models, [a, b], window)).collect();
+    summary(&parts.concat())
+}
+
 /// [`score`] of every position in the second half of one window.
-fn scores(source: &Model, source_rows: &[f32], model: &Model, window: &[u32]) -> Vec<[f64; 4]> {
+fn scores([source, model]: [&Model; 2], [source_rows, normed]: [&[f32]; 2], window: &[u32]) -> Vec<[f64; 4]> {
     let (d, v, length) = (model.config.d_model, model.vocabulary(), window.len());
-    let normed = model.normed(&model.stream(window, length));
     let positions: Vec<usize> = (length / 2..length - 1).collect();
     let of_part = |part: &[usize]| -> Vec<[f64; 4]> {
         let rows = part[0] * d..(part[part.len() - 1] + 1) * d;
@@ -134,6 +153,17 @@ mod tests {
         assert!((s[0] - 4f64.ln()).abs() < 1e-6 && (s[1] - 3f64.ln()).abs() < 1e-6);
         assert!((s[2] - (3f64.ln() - 1.5 * 2f64.ln())).abs() < 1e-6, "{}", s[2]);
         assert_eq!(score(&p, &p, 0)[2..], [0.0, 1.0]);
+    }
+
+    #[test]
+    fn figures_come_back_from_json() {
+        let mut c = summary(&[[1.0, 2.0, 0.5, 1.0], [1.5, 2.5, 0.25, 0.0]]);
+        let again = |c: &Comparison| -> Comparison {
+            serde_json::from_str(&serde_json::to_string(c).unwrap()).unwrap()
+        };
+        assert_eq!(format!("{:?}", again(&c)), format!("{c:?}"));
+        c.perplexity.value = f64::NAN;
+        assert!(again(&c).perplexity.value.is_nan());
     }
 
     #[test]

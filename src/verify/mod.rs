@@ -1,9 +1,11 @@
-//! How far a compressed model is from its source, on text.
+//! How far a compressed model is from its source on text, and any two models from each other.
 
+mod difference;
 mod divergence;
 mod gate;
 mod sample;
 
-pub use divergence::{Comparison, Estimate, compare};
+pub use difference::{Difference, FactorChange, KeyChange, TensorChange, Weights, difference, relative};
+pub use divergence::{Comparison, Estimate, compare, compare_rows};
 pub use gate::Gates;
 pub use sample::greedy;

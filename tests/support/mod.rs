@@ -1,6 +1,8 @@
 //! Small models for tests of the real binary.
 #![allow(dead_code)]
 
+pub mod checkpoint;
+
 use littlebit::gguf::{GgmlType, TensorDesc, Value, Writer};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -1,8 +1,8 @@
 //! Which files a checkpoint consists of: one safetensors file, or an index and its shards.
 
 use super::json::Json;
-use super::shard::Shard;
 use crate::error::{Error, Result};
+use crate::source::shard::Shard;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 
@@ -18,7 +18,7 @@ pub(super) fn is_checkpoint(path: &Path) -> bool {
 
 /// Opens the shards of `path`, a checkpoint's directory or one of the files that [`is_checkpoint`] accepts. Also
 /// returns the directory in which config.json and the tokenizer lie.
-pub(super) fn open(path: &Path) -> Result<(Vec<Shard>, PathBuf)> {
+pub(in crate::source) fn open(path: &Path) -> Result<(Vec<Shard>, PathBuf)> {
     if path.is_dir() {
         for name in [INDEX, SINGLE] {
             if path.join(name).exists() {

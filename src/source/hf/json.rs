@@ -9,7 +9,7 @@ const MAX_BYTES: u64 = 1 << 30;
 
 /// A parsed JSON file.
 #[derive(Debug)]
-pub(super) struct Json {
+pub(in crate::source) struct Json {
     pub path: PathBuf,
     pub root: Value,
 }
@@ -67,7 +67,7 @@ impl Json {
 }
 
 /// An error in the JSON `text` that starts at byte `start` of the file.
-pub(super) fn fault(path: &Path, start: u64, text: &[u8], e: &serde_json::Error) -> Error {
+pub(in crate::source) fn fault(path: &Path, start: u64, text: &[u8], e: &serde_json::Error) -> Error {
     let lines = text.split_inclusive(|b| *b == b'\n');
     let before: usize = lines.take(e.line().saturating_sub(1)).map(<[u8]>::len).sum();
     Error::malformed(path, start + (before + e.column()) as u64, format!("bad JSON: {e}"))

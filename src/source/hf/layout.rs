@@ -1,10 +1,11 @@
 //! Which tensors a Llama checkpoint has, what GGUF calls them, and how their rows are ordered there.
 
 use super::config::Config;
+use crate::source::names::{self, Rotary};
 
 /// A tensor that the architecture knows.
 #[derive(Debug)]
-pub(super) struct Slot {
+pub(in crate::source) struct Slot {
     /// Name in the checkpoint.
     pub hf: String,
     /// Name in a GGUF.
@@ -21,52 +22,45 @@ pub(super) struct Slot {
 pub(super) fn slots(config: &Config) -> Vec<Slot> {
     let (hidden, ff) = (config.hidden, config.feed_forward);
     let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-    let mut slots = vec![plain("model.embed_tokens.weight", "token_embd.weight", &[config.vocab, hidden])];
+    let mut slots = vec![slot("token_embd", "weight", &[config.vocab, hidden])];
     for n in 0..config.layers {
-        let mut norm = |hf: &str, gguf: &str| {
-            slots.push(plain(
-                &format!("model.layers.{n}.{hf}.weight"),
-                &format!("blk.{n}.{gguf}.weight"),
-                &[hidden],
-            ));
-        };
-        norm("input_layernorm", "attn_norm");
-        norm("post_attention_layernorm", "ffn_norm");
+        let block = |part: &str| format!("blk.{n}.{part}");
+        slots.push(slot(&block("attn_norm"), "weight", &[hidden]));
+        slots.push(slot(&block("ffn_norm"), "weight", &[hidden]));
         let linears = [
-            ("self_attn.q_proj", "attn_q", q, hidden, Some(config.heads)),
-            ("self_attn.k_proj", "attn_k", kv, hidden, Some(config.kv_heads)),
-            ("self_attn.v_proj", "attn_v", kv, hidden, None),
-            ("self_attn.o_proj", "attn_output", hidden, q, None),
-            ("mlp.gate_proj", "ffn_gate", ff, hidden, None),
-            ("mlp.up_proj", "ffn_up", ff, hidden, None),
-            ("mlp.down_proj", "ffn_down", hidden, ff, None),
+            ("attn_q", q, hidden),
+            ("attn_k", kv, hidden),
+            ("attn_v", kv, hidden),
+            ("attn_output", hidden, q),
+            ("ffn_gate", ff, hidden),
+            ("ffn_up", ff, hidden),
+            ("ffn_down", hidden, ff),
         ];
-        for (hf, gguf, d_out, d_in, rotary_heads) in linears {
-            for (part, shape) in [("weight", vec![d_out, d_in]), ("bias", vec![d_out])] {
-                slots.push(Slot {
-                    hf: format!("model.layers.{n}.{hf}.{part}"),
-                    gguf: format!("blk.{n}.{gguf}.{part}"),
-                    shape,
-                    rotary_heads,
-                    optional: part == "bias",
-                });
-            }
+        for (part, d_out, d_in) in linears {
+            let base = block(part);
+            let rotary_heads = names::rotary("llama", &base).map(|rotary| match rotary {
+                Rotary::Queries => config.heads,
+                Rotary::Keys => config.kv_heads,
+            });
+            slots.push(Slot { rotary_heads, ..slot(&base, "weight", &[d_out, d_in]) });
+            slots.push(Slot { rotary_heads, optional: true, ..slot(&base, "bias", &[d_out]) });
         }
     }
-    slots.push(plain("model.norm.weight", "output_norm.weight", &[hidden]));
+    slots.push(slot("output_norm", "weight", &[hidden]));
     if config.tied != Some(true) {
-        let mut head = plain("lm_head.weight", "output.weight", &[config.vocab, hidden]);
         // Old configurations do not say whether the head is tied; then its absence does.
-        head.optional = config.tied.is_none();
-        slots.push(head);
+        let optional = config.tied.is_none();
+        slots.push(Slot { optional, ..slot("output", "weight", &[config.vocab, hidden]) });
     }
     slots
 }
 
-fn plain(hf: &str, gguf: &str, shape: &[u64]) -> Slot {
+/// The tensor `part` of the module that GGUF calls `base`.
+fn slot(base: &str, part: &str, shape: &[u64]) -> Slot {
+    let module = names::hugging_face(base).expect("the family's modules have names");
     Slot {
-        hf: hf.to_owned(),
-        gguf: gguf.to_owned(),
+        hf: format!("{module}.{part}"),
+        gguf: format!("{base}.{part}"),
         shape: shape.to_vec(),
         rotary_heads: None,
         optional: false,
@@ -83,7 +77,7 @@ pub(super) fn is_redundant(hf: &str, config: &Config) -> bool {
 /// length.
 ///
 /// out[h][2 j + p] = data[h][p head/2 + j]
-pub(super) fn interleave_rows<T: Copy>(data: &[T], heads: usize, rows: usize) -> Vec<T> {
+pub(crate) fn interleave_rows<T: Copy>(data: &[T], heads: usize, rows: usize) -> Vec<T> {
     permute_rows(data, heads, rows, |half, i| i % 2 * half + i / 2)
 }
 

@@ -1,25 +1,42 @@
 //! Hugging Face checkpoints of the Llama family, shown as the GGUF that llama.cpp's converter would make of them.
 
 mod config;
-mod files;
-mod json;
+pub(super) mod files;
+pub(super) mod json;
 mod keys;
 mod layout;
 pub mod pre_tokenizer;
-mod shard;
 mod special;
 mod vocabulary;
 
+pub(crate) use layout::interleave_rows;
 pub use layout::separate_rows;
 
+use super::shard::{Entry, Shard};
 use super::{SourceTensor, TensorSource, check_finite, describe, digest};
 use crate::error::{Error, Result};
 use crate::gguf::{GgmlType, Value, dequantize, encode};
 use config::{Config, rope_factors};
-use layout::{interleave_rows, is_redundant, slots};
-use shard::{Entry, Shard};
+pub(super) use layout::Slot;
+use layout::{is_redundant, slots};
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+
+/// Files beside the weights that PyTorch users need.
+const COMPANIONS: [&str; 11] = [
+    "config.json",
+    "generation_config.json",
+    "littlebit_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+];
 
 /// Whether `path` looks like a checkpoint: a directory, a safetensors file or an index.
 pub(super) fn is_checkpoint(path: &Path) -> bool {
@@ -30,6 +47,7 @@ pub(super) fn is_checkpoint(path: &Path) -> bool {
 #[derive(Debug)]
 pub struct HfSource {
     path: PathBuf,
+    dir: PathBuf,
     shards: Vec<Shard>,
     kv: Vec<(String, Value)>,
     tensors: Vec<SourceTensor>,
@@ -45,22 +63,58 @@ enum Origin {
     Stored { shard: usize, entry: Entry, rotary_heads: Option<u64> },
 }
 
-impl HfSource {
-    /// Opens a directory with config.json, tokenizer.json and safetensors files, or one of those files in it.
-    pub fn open(path: &Path) -> Result<Self> {
-        let (shards, dir) = files::open(path)?;
-        let config = Config::read(&dir)?;
-        let (tensors, origins) = map_tensors(path, &shards, &config)?;
-        let matrix = tensors.iter().find(|t| t.dims.len() == 2).map_or(GgmlType::F32, |t| t.ty);
-        let n_params = tensors.iter().map(|t| t.dims.iter().product::<u64>()).sum();
-        let kv = keys::keys(&dir, &config, matrix, n_params)?;
-        Ok(Self { path: path.to_owned(), shards, kv, tensors, origins })
+/// Tensors of a checkpoint by name, with the shard that holds them.
+pub(super) type Found<'a> = HashMap<&'a str, (usize, &'a Entry)>;
+
+/// What stands in a checkpoint for tensors that it lacks.
+pub(super) trait Substitute {
+    /// Takes what stands for the missing tensor `slot`, whose place is before the model's tensor `before`, out of `found`;
+    /// `false` if there is nothing.
+    fn take(&mut self, slot: &Slot, before: usize, found: &mut Found, shards: &[Shard]) -> Result<bool>;
+}
+
+/// Nothing stands for anything.
+struct Complete;
+
+impl Substitute for Complete {
+    fn take(&mut self, _: &Slot, _: usize, _: &mut Found, _: &[Shard]) -> Result<bool> {
+        Ok(false)
     }
 }
 
-/// Finds every tensor of the architecture in the shards and refuses what is missing, misshapen or unknown.
-fn map_tensors(path: &Path, shards: &[Shard], config: &Config) -> Result<(Vec<SourceTensor>, Vec<Origin>)> {
-    let mut found: HashMap<&str, (usize, &Entry)> = HashMap::new();
+impl HfSource {
+    /// Opens a directory with config.json, tokenizer.json and safetensors files, or one of those files in it.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::open_with(path, &mut Complete)
+    }
+
+    /// As [`HfSource::open`] for a checkpoint in which `substitute` may stand for some tensors; those are not among the
+    /// source's, but its keys count their weights.
+    pub(super) fn open_with(path: &Path, substitute: &mut dyn Substitute) -> Result<Self> {
+        let (shards, dir) = files::open(path)?;
+        let config = Config::read(&dir)?;
+        let (tensors, origins, elsewhere) = map_tensors(path, &shards, &config, substitute)?;
+        let matrix = tensors.iter().find(|t| t.dims.len() == 2).map_or(GgmlType::F32, |t| t.ty);
+        let here: u64 = tensors.iter().map(|t| t.dims.iter().product::<u64>()).sum();
+        let kv = keys::keys(&dir, &config, matrix, here + elsewhere)?;
+        Ok(Self { path: path.to_owned(), dir, shards, kv, tensors, origins })
+    }
+
+    /// The files of the checkpoint.
+    pub(super) fn shards(&self) -> &[Shard] {
+        &self.shards
+    }
+}
+
+/// Finds every tensor of the architecture in the shards and refuses what is missing, misshapen or unknown. Returns also
+/// the number of weights that `substitute` stands for.
+fn map_tensors(
+    path: &Path,
+    shards: &[Shard],
+    config: &Config,
+    substitute: &mut dyn Substitute,
+) -> Result<(Vec<SourceTensor>, Vec<Origin>, u64)> {
+    let mut found = Found::new();
     for (s, shard) in shards.iter().enumerate() {
         found.extend(shard.tensors.iter().map(|t| (t.name.as_str(), (s, t))));
     }
@@ -69,7 +123,7 @@ fn map_tensors(path: &Path, shards: &[Shard], config: &Config) -> Result<(Vec<So
         let what = format!("num_hidden_layers is {}, the files hold {} tensors", config.layers, found.len());
         return Err(config.json.refuse(what));
     }
-    let (mut tensors, mut origins) = (Vec::new(), Vec::new());
+    let (mut tensors, mut origins, mut elsewhere) = (Vec::new(), Vec::new(), 0);
     if let Some(factors) = rope_factors(config) {
         tensors.push(SourceTensor {
             name: "rope_freqs.weight".to_owned(),
@@ -80,6 +134,10 @@ fn map_tensors(path: &Path, shards: &[Shard], config: &Config) -> Result<(Vec<So
     }
     for slot in slots(config) {
         let Some((shard, entry)) = found.remove(slot.hf.as_str()) else {
+            if substitute.take(&slot, tensors.len(), &mut found, shards)? {
+                elsewhere += slot.shape.iter().product::<u64>();
+                continue;
+            }
             if slot.optional {
                 continue;
             }
@@ -90,7 +148,8 @@ fn map_tensors(path: &Path, shards: &[Shard], config: &Config) -> Result<(Vec<So
             return Err(Error::tensor(&shards[shard].path, slot.hf, what));
         }
         // llama.cpp wants vectors in f32.
-        let ty = if slot.shape.len() == 1 { GgmlType::F32 } else { entry.ty };
+        let stored = entry.float(&shards[shard].path)?;
+        let ty = if slot.shape.len() == 1 { GgmlType::F32 } else { stored };
         tensors.push(SourceTensor { name: slot.gguf, dims: slot.shape.iter().rev().copied().collect(), ty });
         origins.push(Origin::Stored { shard, entry: entry.clone(), rotary_heads: slot.rotary_heads });
     }
@@ -100,7 +159,7 @@ fn map_tensors(path: &Path, shards: &[Shard], config: &Config) -> Result<(Vec<So
         Some((name, (shard, _))) => {
             Err(Error::tensor(&shards[shard].path, name, "the architecture has no such tensor"))
         }
-        None => Ok((tensors, origins)),
+        None => Ok((tensors, origins, elsewhere)),
     }
 }
 
@@ -109,7 +168,8 @@ fn decode(shard: &Shard, entry: &Entry) -> Result<Vec<f32>> {
     let mut bytes = Vec::new();
     shard.read(entry, &mut bytes)?;
     let mut values = vec![0.0; entry.shape.iter().product::<u64>() as usize];
-    dequantize(entry.ty, &bytes, &mut values).map_err(|e| Error::tensor(&shard.path, &entry.name, e))?;
+    dequantize(entry.float(&shard.path)?, &bytes, &mut values)
+        .map_err(|e| Error::tensor(&shard.path, &entry.name, e))?;
     Ok(values)
 }
 
@@ -132,7 +192,9 @@ impl TensorSource for HfSource {
 
     fn read_raw(&self, i: usize, out: &mut Vec<u8>) -> Result<()> {
         match &self.origins[i] {
-            Origin::Stored { shard, entry, rotary_heads } if entry.ty == self.tensors[i].ty => {
+            Origin::Stored { shard, entry, rotary_heads }
+                if entry.float(&self.shards[*shard].path)? == self.tensors[i].ty =>
+            {
                 self.shards[*shard].read(entry, out)?;
                 if let Some(heads) = rotary_heads {
                     *out = interleave_rows(out, *heads as usize, entry.shape[0] as usize);
@@ -159,6 +221,10 @@ impl TensorSource for HfSource {
                 })
             }
         }
+    }
+
+    fn companions(&self) -> Vec<PathBuf> {
+        COMPANIONS.iter().map(|name| self.dir.join(name)).filter(|path| path.is_file()).collect()
     }
 
     fn sha256(&self) -> Result<String> {

@@ -1,10 +1,11 @@
 //! One safetensors file: its header checked by the safetensors crate, its data read at offsets and never mapped.
 
-use super::json::fault;
+use super::hf::json::fault;
 use crate::error::{Error, Result};
 use crate::gguf::GgmlType;
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -16,8 +17,12 @@ const LENGTH: u64 = 8;
 
 /// An open safetensors file.
 #[derive(Debug)]
-pub(super) struct Shard {
+pub(crate) struct Shard {
     pub path: PathBuf,
+    /// `__metadata__`.
+    pub metadata: HashMap<String, String>,
+    /// Bytes of the file when it was opened.
+    pub len: u64,
     /// Tensors in the order of their data.
     pub tensors: Vec<Entry>,
     file: File,
@@ -25,14 +30,31 @@ pub(super) struct Shard {
 
 /// One tensor of a file.
 #[derive(Clone, Debug)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
     pub name: String,
     /// Sizes, slowest first as PyTorch has them.
     pub shape: Vec<u64>,
-    pub ty: GgmlType,
+    pub dtype: Dtype,
     /// First byte from the start of the file.
-    offset: u64,
-    nbytes: u64,
+    pub offset: u64,
+    pub nbytes: u64,
+}
+
+impl Entry {
+    /// ggml's type of a tensor of floats.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] for any other.
+    pub fn float(&self, path: &Path) -> Result<GgmlType> {
+        match self.dtype {
+            Dtype::F32 => Ok(GgmlType::F32),
+            Dtype::F16 => Ok(GgmlType::F16),
+            Dtype::BF16 => Ok(GgmlType::BF16),
+            other => {
+                Err(Error::tensor(path, &self.name, format!("dtype {other}; F32, F16 and BF16 can be read")))
+            }
+        }
+    }
 }
 
 impl Shard {
@@ -58,24 +80,14 @@ impl Shard {
             .into_iter()
             .map(|name| {
                 let info = metadata.info(&name).expect("offset_keys lists the header's names");
-                let ty = match info.dtype {
-                    Dtype::F32 => GgmlType::F32,
-                    Dtype::F16 => GgmlType::F16,
-                    Dtype::BF16 => GgmlType::BF16,
-                    other => {
-                        return Err(Error::tensor(
-                            path,
-                            name,
-                            format!("dtype {other}; F32, F16 and BF16 can be read"),
-                        ));
-                    }
-                };
                 let (start, end) = info.data_offsets;
                 let shape = info.shape.iter().map(|d| *d as u64).collect();
-                Ok(Entry { name, shape, ty, offset: data + start as u64, nbytes: (end - start) as u64 })
+                let (offset, nbytes) = (data + start as u64, (end - start) as u64);
+                Entry { name, shape, dtype: info.dtype, offset, nbytes }
             })
-            .collect::<Result<_>>()?;
-        Ok(Self { path: path.to_owned(), tensors, file })
+            .collect();
+        let of_file = metadata.metadata().clone().unwrap_or_default();
+        Ok(Self { path: path.to_owned(), metadata: of_file, len: meta.len(), tensors, file })
     }
 
     /// Reads a tensor's bytes; `out` is overwritten.

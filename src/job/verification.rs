@@ -1,0 +1,155 @@
+//! A finished file against the model it was made from.
+
+use super::tuned::{EVALUATION_WINDOWS, WINDOW};
+use crate::calibrate::text;
+use crate::decoder::{Loader, Model};
+use crate::error::{Error, Result};
+use crate::factorize::relative_error;
+use crate::format::LittleBitFile;
+use crate::format::schema::{base_name, key};
+use crate::gguf::Value;
+use crate::source::{Rebuilt, TensorSource};
+use crate::tokenize::Tokenizer;
+use crate::verify::{self, Comparison};
+use rayon::prelude::*;
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// Windows that go through a block together.
+const AT_ONCE: usize = 16;
+
+/// What was found.
+#[derive(Debug, Serialize)]
+pub struct Verification {
+    /// Whether the source is the one whose checksum the file records.
+    pub same_source: bool,
+    /// Faults: tensors that are missing, misshapen or not the source's.
+    pub faults: Vec<String>,
+    /// Factorized weights with the relative error of the rebuilt values.
+    pub matrices: Vec<(String, f64)>,
+    /// Tensors that are stored in another type than the source's, or with other values, and their relative change.
+    pub changed: Vec<(String, f64)>,
+    /// Comparison on texts.
+    pub evaluations: Vec<(PathBuf, Comparison)>,
+}
+
+/// Compares every tensor of `file` with `source`, and both models on `texts`. `progress` hears of stages.
+///
+/// # Errors
+/// Files that cannot be read; texts, if the architecture has no forward pass here.
+pub fn verify_against(
+    file: LittleBitFile,
+    source: &dyn TensorSource,
+    texts: &[PathBuf],
+    mut progress: impl FnMut(&'static str, usize, usize),
+) -> Result<Verification> {
+    let recorded = file.gguf.get(key::SOURCE_SHA256).and_then(Value::as_str).unwrap_or("").to_owned();
+    let same_source = recorded == source.sha256()?;
+    let rebuilt = Rebuilt::new(file);
+    let mut out = Verification {
+        same_source,
+        faults: Vec::new(),
+        matrices: Vec::new(),
+        changed: Vec::new(),
+        evaluations: Vec::new(),
+    };
+    let total = source.tensors().len();
+    for (i, t) in source.tensors().iter().enumerate() {
+        progress("tensors", i + 1, total);
+        let Some(j) = rebuilt.tensors().iter().position(|r| r.name == t.name) else {
+            out.faults.push(format!("tensor '{}' of the source is missing", t.name));
+            continue;
+        };
+        if rebuilt.tensors()[j].dims != t.dims {
+            out.faults.push(format!(
+                "tensor '{}' stands for {:?}, the source's has {:?}",
+                t.name,
+                rebuilt.tensors()[j].dims,
+                t.dims
+            ));
+            continue;
+        }
+        let matrix = base_name(&t.name).and_then(|base| rebuilt.file().find(base));
+        match matrix {
+            Some(m) => {
+                let factors = rebuilt.file().read_factors(m)?;
+                let w = source.read_f32(i)?;
+                let parts =
+                    w.par_chunks(m.shape.d_out * m.shape.d_in).zip(factors.slices.par_chunks(m.paths));
+                let errors: Vec<f64> = parts.map(|(w, paths)| relative_error(w, paths, None).0).collect();
+                out.matrices.push((t.name.clone(), errors.iter().sum::<f64>() / errors.len() as f64));
+            }
+            None => {
+                let (mut a, mut b) = (Vec::new(), Vec::new());
+                source.read_raw(i, &mut a)?;
+                rebuilt.read_raw(j, &mut b)?;
+                if rebuilt.tensors()[j].ty != t.ty || a != b {
+                    let change = verify::relative(&source.read_f32(i)?, &rebuilt.read_f32(j)?);
+                    out.changed.push((t.name.clone(), change));
+                }
+            }
+        }
+    }
+    for t in rebuilt.tensors().iter().filter(|r| source.tensors().iter().all(|t| t.name != r.name)) {
+        out.faults.push(format!("tensor '{}' is none of the source's", t.name));
+    }
+    if !texts.is_empty() && out.faults.is_empty() {
+        out.evaluations = evaluate(source, &rebuilt, texts, &mut progress)?;
+    }
+    Ok(out)
+}
+
+/// Both models on the first windows of every text, block by block, so that only one block of each is in memory.
+fn evaluate(
+    source: &dyn TensorSource,
+    rebuilt: &Rebuilt,
+    texts: &[PathBuf],
+    progress: &mut dyn FnMut(&'static str, usize, usize),
+) -> Result<Vec<(PathBuf, Comparison)>> {
+    let tokenizer = Tokenizer::from_kv(source.path(), source.kv())?;
+    let mut windows = text::windows_of(texts, &tokenizer, WINDOW)?;
+    windows.iter_mut().for_each(|t| t.truncate(EVALUATION_WINDOWS));
+    let all: Vec<&[u32]> = windows.iter().flatten().map(Vec::as_slice).collect();
+    let loaders = [Loader::new(source)?, Loader::new(rebuilt)?];
+    let frames = [loaders[0].frame()?, loaders[1].frame()?];
+    if let Some(t) =
+        all.iter().copied().flatten().find(|&&t| frames.iter().any(|f| t as usize >= f.vocabulary()))
+    {
+        return Err(Error::unsupported(
+            source.path(),
+            format!("token {t} of the tokenizer has no embedding"),
+        ));
+    }
+    let blocks = loaders[0].blocks();
+    let rows = |i: usize, progress: &mut dyn FnMut(&'static str, usize, usize)| -> Result<Vec<Vec<f32>>> {
+        let (frame, loader): (&Model, &Loader) = (&frames[i], &loaders[i]);
+        let rotations = frame.rotations(WINDOW);
+        let mut x: Vec<Vec<f32>> = all.iter().map(|w| frame.embed(w)).collect();
+        for b in 0..blocks {
+            let block = loader.block(b)?;
+            let rotation = block.rotation(&rotations);
+            for some in x.chunks_mut(AT_ONCE) {
+                some.par_iter_mut().for_each(|x| {
+                    *x = block.forward(&frame.config, rotation, std::mem::take(x), WINDOW).0;
+                });
+            }
+            progress("blocks", i * blocks + b + 1, 2 * blocks);
+        }
+        Ok(x.iter().map(|x| frame.normed(x)).collect())
+    };
+    let (of_source, of_file) = (rows(0, progress)?, rows(1, progress)?);
+    let mut at = 0;
+    let mut out = Vec::new();
+    for (path, windows) in texts.iter().zip(&windows) {
+        let windows: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
+        let range = at..at + windows.len();
+        at = range.end;
+        let comparison = verify::compare_rows(
+            [&frames[0], &frames[1]],
+            [&of_source[range.clone()], &of_file[range]],
+            &windows,
+        );
+        out.push((path.clone(), comparison));
+    }
+    Ok(out)
+}
