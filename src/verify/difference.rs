@@ -18,7 +18,7 @@ const SHOWN: usize = 60;
 #[derive(Debug)]
 pub enum Weights {
     /// With factors.
-    Compressed(Rebuilt),
+    Compressed(Box<Rebuilt>),
     /// Without.
     Plain(Box<dyn TensorSource>),
 }
@@ -30,7 +30,7 @@ impl Weights {
     /// As [`source::open`] and [`source::open_compressed`].
     pub fn open(path: &Path) -> Result<Self> {
         Ok(match source::open_compressed(path)? {
-            Some(file) => Weights::Compressed(Rebuilt::new(file)),
+            Some(file) => Weights::Compressed(Box::new(Rebuilt::new(file))),
             None => Weights::Plain(source::open(path)?),
         })
     }
@@ -38,7 +38,7 @@ impl Weights {
     /// Its weights.
     pub fn source(&self) -> &dyn TensorSource {
         match self {
-            Weights::Compressed(rebuilt) => rebuilt,
+            Weights::Compressed(rebuilt) => rebuilt.as_ref(),
             Weights::Plain(source) => source.as_ref(),
         }
     }

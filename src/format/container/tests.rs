@@ -15,7 +15,7 @@ fn factors(d_out: usize, d_in: usize, rank: usize, paths: usize, slices: usize) 
     let scales = |n: usize, by: usize| (0..n).map(|i| f16::from_f32(((i * by) % 13) as f32 - 5.5)).collect();
     let path = |s: usize| FactorPath {
         u: SignMatrix::from_fn(d_out, rank, |i, k| (i * 7 + k * 3 + s) % 5 < 2),
-        vt: SignMatrix::from_fn(rank, d_in, |k, j| (k * 11 + j + s) % 3 == 0),
+        vt: SignMatrix::from_fn(rank, d_in, |k, j| (k * 11 + j + s).is_multiple_of(3)),
         h: scales(d_out, 3 + s),
         l: scales(rank, 5 + s),
         g: scales(d_in, 7 + s),
