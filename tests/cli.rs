@@ -345,17 +345,24 @@ fn goes_on_from_finished_work() {
 /// Ctrl-C and SIGTERM end a run at once; what is finished stays, what is half-written goes.
 #[test]
 fn signals_keep_finished_work() {
+    use std::os::unix::process::CommandExt;
     let dir = tempfile::tempdir().unwrap();
     let input = small_model(dir.path(), untouched);
     let (out, work) = (dir.path().join("o.gguf"), dir.path().join("o.gguf.work"));
     let args = [s(&input), s(&out), "--rank", "32", "--iterations", "1500", "--threads", "1"];
     let mut records = 0;
     for (signal, code) in [(libc::SIGINT, 130), (libc::SIGTERM, 143)] {
-        let child = std::process::Command::new(support::BIN)
-            .args(args)
-            .stderr(std::process::Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut command = std::process::Command::new(support::BIN);
+        command.args(args).stderr(std::process::Stdio::piped());
+        // A test run in the background has its SIGINT ignored, which the program would inherit and obey.
+        // SAFETY: `signal` may be called between fork and exec.
+        unsafe {
+            command.pre_exec(move || match libc::signal(signal, libc::SIG_DFL) {
+                libc::SIG_ERR => Err(std::io::Error::last_os_error()),
+                _ => Ok(()),
+            });
+        }
+        let child = command.spawn().unwrap();
         let count = || {
             let all = std::fs::read_dir(&work).into_iter().flatten().flatten();
             all.filter(|f| f.path().extension().is_some_and(|e| e == "rec")).count()

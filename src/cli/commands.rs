@@ -51,6 +51,8 @@ struct Cli {
     command: Option<Sub>,
     #[command(flatten)]
     convert: Option<ConvertArgs>,
+    #[command(flatten)]
+    gates: GateArgs,
 }
 
 #[derive(Subcommand)]
@@ -126,7 +128,10 @@ pub fn parse_command() -> Command {
             page.expect("memory takes what is written");
             Command::Print(text)
         }
-        (None, Some(args)) => Command::Convert(Box::new(args)),
+        (None, Some(mut args)) => {
+            args.gates = cli.gates.gates();
+            Command::Convert(Box::new(args))
+        }
         (None, None) => {
             Cli::command().error(clap::error::ErrorKind::MissingRequiredArgument, "INPUT is missing").exit()
         }

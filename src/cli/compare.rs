@@ -2,20 +2,19 @@
 
 use super::commands::VerifyArgs;
 use super::progress::Counter;
-use super::{DIFFERENT, REJECTED, print_line};
+use super::{DIFFERENT, judged, print_line};
 use crate::error::{Error, Result};
 use crate::job::file_name;
 use crate::job::verification::{Verification, verify_against};
 use crate::source;
 use crate::verify::{Comparison, Difference, Weights, difference};
 use serde_json::json;
-use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
 /// Compares two models and prints what differs.
 pub fn diff(a: &Path, b: &Path, as_json: bool) -> Result<ExitCode> {
-    let found = difference(&Weights::open(a)?, &Weights::open(b)?, |_| {})?;
+    let found = difference(&Weights::open(a)?, &Weights::open(b)?)?;
     if as_json {
         let mut line = json!({ "a": a, "b": b, "identical": found.is_empty() });
         line["difference"] = serde_json::to_value(&found).expect("a difference is plain data");
@@ -56,32 +55,26 @@ fn print_difference(found: &Difference) -> Result<()> {
 
 /// Reads a whole file, compares it with its source where one is given, and prints what was found.
 pub fn verify(args: &VerifyArgs) -> Result<ExitCode> {
-    let file = source::open_compressed(&args.file)?.ok_or_else(|| {
+    let file = source::open_compressed(&args.file)?.map(|c| c.file).ok_or_else(|| {
         Error::unsupported(
             &args.file,
             "not a compressed model; give the LittleBit file first, its source to --against",
         )
     })?;
-    file.matrices().iter().try_for_each(|m| file.read_factors(m).map(|_| ()))?;
-    let matrices = file.matrices().len();
     let Some(against) = &args.against else {
-        if args.json {
-            return done(&json!({ "file": args.file, "sound": true, "matrices": matrices }));
-        }
-        print_line(&format!("{}: sound, {matrices} matrices read", args.file.display()))?;
+        file.matrices().iter().try_for_each(|m| file.read_factors(m).map(|_| ()))?;
+        let matrices = file.matrices().len();
+        print_line(&match args.json {
+            true => json!({ "file": args.file, "sound": true, "matrices": matrices }).to_string(),
+            false => format!("{}: sound, {matrices} matrices read", args.file.display()),
+        })?;
         return Ok(ExitCode::SUCCESS);
     };
     let threads = super::flags::threads(args.threads)?;
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build()
-        .map_err(|e| Error::usage(format!("cannot start {threads} threads: {e}")))?;
     let mut counter = Counter::new(args.quiet || args.json);
     let source = source::open(against)?;
-    let found = pool.install(|| {
-        verify_against(file, source.as_ref(), &args.eval, |stage, done, total| {
-            counter.step(stage, done, total)
-        })
+    let found = verify_against(file, source.as_ref(), &args.eval, threads, |stage, done, total| {
+        counter.step(stage, done, total);
     })?;
     let gates = args.gates.gates();
     let refused = found.evaluations.iter().flat_map(|(text, c)| gates.failures(&file_name(text), c));
@@ -93,14 +86,7 @@ pub fn verify(args: &VerifyArgs) -> Result<ExitCode> {
     } else {
         print_found(&found)?;
     }
-    for failure in &failures {
-        let _ = writeln!(io::stderr(), "littlebit-convert: rejected: {failure}");
-    }
-    Ok(if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(REJECTED) })
-}
-
-fn done(line: &serde_json::Value) -> Result<ExitCode> {
-    print_line(&line.to_string()).map(|()| ExitCode::SUCCESS)
+    Ok(judged(&failures))
 }
 
 fn print_found(found: &Verification) -> Result<()> {

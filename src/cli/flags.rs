@@ -131,17 +131,9 @@ pub struct ConvertArgs {
     /// Text to compare the result with its source on, other than the calibration text: perplexity, divergence
     #[arg(long, value_name = "FILE", num_args = 1.., requires = "texts", help_heading = "Output")]
     eval: Vec<PathBuf>,
-    // Not flattened: an optional group of arguments that holds another is never taken for present.
-    /// Highest perplexity on every --eval text, as a multiple of the source's; a result beyond it is kept as
-    /// OUTPUT.rejected, exit code 3
-    #[arg(long, value_name = "X", value_parser = positive, requires = "eval", help_heading = "Output")]
-    max_ppl_ratio: Option<f64>,
-    /// Highest mean KL divergence from the source in nats, likewise
-    #[arg(long, value_name = "NATS", value_parser = positive, requires = "eval", help_heading = "Output")]
-    max_kld: Option<f64>,
-    /// Lowest share of positions with the same most likely token as the source's, 0 to 1, likewise
-    #[arg(long, value_name = "SHARE", value_parser = share, requires = "eval", help_heading = "Output")]
-    min_same_top: Option<f64>,
+    /// Limits, which are arguments of their own: an optional group that holds another is never taken for present.
+    #[arg(skip)]
+    pub gates: Gates,
     /// Find the smallest number of bits per weight between these that passes the gates; every trial is a whole conversion
     #[arg(long, value_name = "LOW..HIGH", conflicts_with_all = ["bpw", "rank", "target_size", "dry_run"], requires = "eval", help_heading = "Size")]
     pub auto_bpw: Option<Range>,
@@ -308,7 +300,7 @@ impl ConvertArgs {
             container: self.form()? == Form::Container,
             work_dir: self.work_dir.clone(),
             force: self.force,
-            gates: Gates { ppl_ratio: self.max_ppl_ratio, kld: self.max_kld, same_top: self.min_same_top },
+            gates: self.gates,
         })
     }
 }

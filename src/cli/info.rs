@@ -2,25 +2,26 @@
 
 use super::print_line;
 use crate::error::Result;
-use crate::format::{LittleBitFile, container};
+use crate::format::LittleBitFile;
 use crate::gguf::{Array, Gguf, Value};
 use crate::present::{class, size};
-use crate::source;
+use crate::source::{self, Compressed, Origin};
 use serde_json::{Value as Json, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Prints the description of `path`.
 pub fn run(path: &Path, as_json: bool) -> Result<()> {
-    let compressed = source::open_compressed(path)?;
-    let form = match &compressed {
-        _ if container::is_container(path) => ".littlebit",
-        _ if source::checkpoint::is_compressed(path) => "checkpoint",
-        _ => "GGUF",
-    };
-    let (gguf, is_littlebit) = match compressed {
-        Some(file) => (file.gguf, true),
-        None => (Gguf::open(path)?, false),
+    let (gguf, form, is_littlebit) = match source::open_compressed(path)? {
+        Some(Compressed { file, origin }) => {
+            let form = match origin {
+                Origin::Gguf => "GGUF",
+                Origin::Container => ".littlebit",
+                Origin::Checkpoint { .. } => "checkpoint",
+            };
+            (file.gguf, form, true)
+        }
+        None => (Gguf::open(path)?, "GGUF", false),
     };
     let text = |k: &str| gguf.get(k).and_then(Value::as_str).unwrap_or("").to_owned();
     let (name, architecture) = (text("general.name"), text("general.architecture"));

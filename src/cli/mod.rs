@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::job;
 use crate::job::repack::Form;
 use crate::present;
-use crate::source;
+use crate::source::{self, Compressed, Model};
 use commands::Command;
 use flags::ConvertArgs;
 use std::io::{self, Write};
@@ -53,10 +53,10 @@ const DIFFERENT: u8 = 4;
 
 fn convert(args: &ConvertArgs) -> Result<ExitCode> {
     let options = args.options()?;
-    if source::is_compressed(&args.input)? {
-        return repack(args).map(|()| ExitCode::SUCCESS);
-    }
-    let source = source::open(&args.input)?;
+    let source = match source::open_any(&args.input)? {
+        Model::Compressed(model) => return repack(args, *model).map(|()| ExitCode::SUCCESS),
+        Model::Dense(source) => source,
+    };
     if args.dry_run {
         let outlook = job::layout::dry_run(source.as_ref(), &options)?;
         return summary::print_plan(&outlook, args.json).map(|()| ExitCode::SUCCESS);
@@ -72,27 +72,32 @@ fn convert(args: &ConvertArgs) -> Result<ExitCode> {
     progress.finish();
     reports::write(&args.report, &report, args.force())?;
     summary::print(&report, args.json)?;
-    for failure in &report.failures {
+    let code = judged(&report.failures);
+    if !report.failures.is_empty() {
+        let _ = writeln!(
+            io::stderr(),
+            "littlebit-convert: the file is kept as {}; more --bpw, another --effort or text closer to the \
+             evaluation's raise quality",
+            report.output.display()
+        );
+    }
+    Ok(code)
+}
+
+/// Tells what did not pass; the exit code that follows.
+fn judged(failures: &[String]) -> ExitCode {
+    for failure in failures {
         let _ = writeln!(io::stderr(), "littlebit-convert: rejected: {failure}");
     }
-    if report.failures.is_empty() {
-        return Ok(ExitCode::SUCCESS);
-    }
-    let _ = writeln!(
-        io::stderr(),
-        "littlebit-convert: the file is kept as {}; more --bpw, another --effort or text closer to the evaluation's \
-         raise quality",
-        report.output.display()
-    );
-    Ok(ExitCode::from(REJECTED))
+    if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(REJECTED) }
 }
 
 /// Writes a model that is compressed already in another form.
-fn repack(args: &ConvertArgs) -> Result<()> {
+fn repack(args: &ConvertArgs, model: Compressed) -> Result<()> {
     args.check_compressed()?;
     let (output, form, types) = (args.output()?, args.form()?, args.kept_types());
     let quiet = args.quiet || args.json;
-    let bytes = job::repack::repack(&args.input, output, form, types, args.force(), |name| {
+    let bytes = job::repack::repack(model, output, form, types, args.force(), |name| {
         if !quiet {
             let _ = writeln!(io::stderr(), "{name}");
         }

@@ -82,6 +82,11 @@ impl Factors {
         self.slices.len() / self.paths
     }
 
+    /// Dense products of all experts, one after the other.
+    pub fn dense_all(&self) -> Vec<f32> {
+        (0..self.experts()).flat_map(|e| self.dense(e)).collect()
+    }
+
     /// Dense `d_out x d_in` product of expert `e`, row-major f32.
     pub fn dense(&self, e: usize) -> Vec<f32> {
         let s = &self.slices[e * self.paths..(e + 1) * self.paths];

@@ -4,7 +4,7 @@ use crate::bits::{SignMatrix, TILE_ROWS, padded_cols, padded_rows, tile_bytes};
 use crate::error::{Error, Result};
 use crate::format::factors::{FactorPath, Factors, RANK_STEP};
 use crate::format::schema::{self, Part, Shape, key};
-use crate::gguf::{Gguf, TensorInfo};
+use crate::gguf::{GgmlType, Gguf, TensorDesc, TensorInfo};
 use half::f16;
 use std::collections::HashMap;
 use std::path::Path;
@@ -98,7 +98,7 @@ impl LittleBitFile {
             matrices.push(entry(&gguf, &index, base, paths, &mut used)?);
         }
         for (t, used) in gguf.tensors.iter().zip(&used) {
-            let orphan = !used && Part::ALL.iter().any(|p| t.name.ends_with(p.suffix()));
+            let orphan = !used && Part::split(&t.name).is_some();
             if orphan {
                 return Err(Error::tensor(
                     &gguf.path,
@@ -118,7 +118,23 @@ impl LittleBitFile {
 
     /// Tensors that are no parts of a matrix, in file order.
     pub fn kept(&self) -> impl Iterator<Item = &TensorInfo> {
-        self.gguf.tensors.iter().filter(|t| !Part::ALL.iter().any(|p| t.name.ends_with(p.suffix())))
+        self.gguf.tensors.iter().filter(|t| Part::split(&t.name).is_none())
+    }
+
+    /// The model's tensors as if nothing had been factorized: of a weight that is, in the place of its U, the dense shape in
+    /// f32 and its matrix.
+    pub fn weights(&self) -> impl Iterator<Item = (TensorDesc, Option<&MatrixEntry>)> {
+        self.gguf.tensors.iter().filter_map(|t| match Part::split(&t.name) {
+            Some((base, Part::U)) => {
+                let m = self.find(base).expect("open() found a matrix for every U");
+                let mut dims = vec![m.shape.d_in as u64, m.shape.d_out as u64];
+                // A stack has a third dimension.
+                dims.extend((m.experts() > 1).then_some(m.experts() as u64));
+                Some((TensorDesc { name: format!("{base}.weight"), dims, ty: GgmlType::F32 }, Some(m)))
+            }
+            Some(_) => None,
+            None => Some((t.descriptor(), None)),
+        })
     }
 
     /// The matrix called `name`, with or without `.weight`.

@@ -1,16 +1,11 @@
 //! Lossy GGUF: weights rebuilt from their factors, in a standard type, for any stock llama.cpp.
 
 use crate::error::{Error, Result};
-use crate::format::schema::{self, Part};
-use crate::format::{Factors, LittleBitFile};
+use crate::format::schema;
+use crate::format::{Factors, LittleBitFile, MatrixEntry};
 use crate::gguf::encode::{self, encode};
 use crate::gguf::{GgmlType, TensorDesc, Value, Writer};
 use std::io::Write;
-
-/// ne of the rebuilt weight.
-pub fn dense_dims(d_in: u64, d_out: u64, experts: u64) -> Vec<u64> {
-    if experts == 1 { vec![d_in, d_out] } else { vec![d_in, d_out, experts] }
-}
 
 /// All experts of `factors`, rebuilt and encoded as `ty`.
 pub fn dense_bytes(factors: &Factors, ty: GgmlType) -> Result<Vec<u8>> {
@@ -37,20 +32,11 @@ pub fn expand<W: Write>(
     w: W,
     mut progress: impl FnMut(&str),
 ) -> Result<W> {
-    let mut descs = Vec::new();
-    for t in &file.gguf.tensors {
-        if let Some(base) = t.name.strip_suffix(Part::U.suffix()) {
-            let m = file.find(base).expect("open() found a matrix for every U");
-            let (d_in, d_out) = (m.shape.d_in as u64, m.shape.d_out as u64);
-            descs.push(TensorDesc {
-                name: format!("{base}.weight"),
-                dims: dense_dims(d_in, d_out, m.experts() as u64),
-                ty: encode::fitting(ty, d_in),
-            });
-        } else if !Part::ALL.iter().any(|p| t.name.ends_with(p.suffix())) {
-            descs.push(TensorDesc { name: t.name.clone(), dims: t.dims.clone(), ty: t.ty });
-        }
-    }
+    let rebuilt = |(d, m): (TensorDesc, Option<&MatrixEntry>)| match m {
+        Some(_) => TensorDesc { ty: encode::fitting(ty, d.dims[0]), ..d },
+        None => d,
+    };
+    let descs: Vec<TensorDesc> = file.weights().map(rebuilt).collect();
     let kv = lossy_kv(&file.gguf.kv, ty);
     let mut writer = Writer::new(w, &kv, descs.clone(), file.gguf.alignment)?;
     let mut bytes = Vec::new();

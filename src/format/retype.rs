@@ -49,17 +49,14 @@ pub fn retype(file: LittleBitFile, types: &KeptTypes) -> Result<LittleBitFile> {
         .map(|t| {
             let wanted = types.of(&t.name, t.ty, has_output);
             let ty = wanted.map_or(t.ty, |ty| fitting(ty, t.dims[0]));
-            TensorDesc { name: t.name.clone(), dims: t.dims.clone(), ty }
+            TensorDesc { ty, ..t.descriptor() }
         })
         .collect();
     if descriptors.iter().zip(&inner.tensors).all(|(d, t)| d.ty == t.ty) {
         return Ok(file);
     }
     let mut kv = inner.kv.clone();
-    let largest = descriptors.iter().filter(|d| d.ty != GgmlType::I8).max_by_key(|d| d.nbytes());
-    if let Some(ft) = largest.and_then(|d| schema::file_type(d.ty)) {
-        schema::set(&mut kv, "general.file_type", Value::U32(ft));
-    }
+    schema::set_file_type(&mut kv, &descriptors);
     if let Some(n_params) = inner.get(key::N_PARAMS).and_then(Value::as_u64).filter(|n| *n > 0) {
         let bits: u64 = descriptors.iter().map(|d| 8 * d.nbytes().unwrap_or(0)).sum();
         schema::set(&mut kv, key::BPW_FILE, Value::F32((bits as f64 / n_params as f64) as f32));

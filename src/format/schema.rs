@@ -23,6 +23,9 @@ pub const VERSION: u32 = 1;
 /// whatever the key says, so a file with a larger alignment comes out of them shifted and silently wrong.
 pub const ALIGNMENT: u64 = crate::gguf::DEFAULT_ALIGNMENT;
 
+/// Name and version for [`key::TOOL`].
+pub const TOOL: &str = concat!("littlebit-convert ", env!("CARGO_PKG_VERSION"));
+
 /// Keys of the `littlebit.*` block.
 pub mod key {
     /// u32, schema version.
@@ -85,6 +88,11 @@ pub enum Part {
 impl Part {
     /// All parts in file order.
     pub const ALL: [Part; 5] = [Part::V, Part::U, Part::G, Part::L, Part::H];
+
+    /// Base name and part of a factor tensor, `None` for the name of any other.
+    pub fn split(name: &str) -> Option<(&str, Part)> {
+        Part::ALL.into_iter().find_map(|part| Some((name.strip_suffix(part.suffix())?, part)))
+    }
 
     /// Suffix after the weight's base name.
     pub const fn suffix(self) -> &'static str {
@@ -192,6 +200,14 @@ pub fn file_type(ty: GgmlType) -> Option<u32> {
         GgmlType::BF16 => 32,
         _ => return None,
     })
+}
+
+/// Sets `general.file_type` to the type of the largest of `tensors` that holds no signs, if llama.cpp has a number for it.
+pub fn set_file_type(kv: &mut Vec<(String, Value)>, tensors: &[TensorDesc]) {
+    let largest = tensors.iter().filter(|d| d.ty != GgmlType::I8).max_by_key(|d| d.nbytes());
+    if let Some(ft) = largest.and_then(|d| file_type(d.ty)) {
+        set(kv, "general.file_type", Value::U32(ft));
+    }
 }
 
 /// Replaces the value of `key` where it stands, or appends the pair.

@@ -1,7 +1,7 @@
 //! The checked reader: an open file, its keys and the data of its tensors.
 
 use super::header::{Header, Parsed};
-use super::{GgmlType, VERSION, Value, dequantize};
+use super::{GgmlType, TensorDesc, VERSION, Value, dequantize};
 use crate::error::{Error, Result};
 use std::fmt::Debug;
 use std::fs::File;
@@ -27,6 +27,11 @@ impl TensorInfo {
     /// Number of elements.
     pub fn elements(&self) -> u64 {
         self.dims.iter().product()
+    }
+
+    /// What a writer needs to know of it.
+    pub fn descriptor(&self) -> TensorDesc {
+        TensorDesc { name: self.name.clone(), dims: self.dims.clone(), ty: self.ty }
     }
 }
 

@@ -3,14 +3,14 @@
 use crate::error::{Error, Result};
 use crate::factorize::{Method, Rotate};
 use crate::format::schema::{self, key};
-use crate::format::{LittleBitFile, container, lossy};
+use crate::format::{LittleBitFile, lossy};
 use crate::gguf::{GgmlType, Writer};
 use crate::job::fingerprint::{fingerprint, work_dir};
-use crate::job::header::{Action, Summary, TOOL, describe, file_name, littlebit_kv, method_text};
+use crate::job::header::{Action, Summary, describe, file_name, littlebit_kv, method_text};
 use crate::job::journal::Journal;
 use crate::job::layout::{Budget, Layout};
-use crate::job::pool::{in_pool, workers};
-use crate::job::repack::{self, at_output, read_all};
+use crate::job::pool::{in_pool, start, workers};
+use crate::job::repack::{self, Form, at_output};
 use crate::job::report::{Evaluation, Event, KeptReport, MatrixReport, Report};
 use crate::job::stages::Stages;
 use crate::job::tensor::{Done, encoded, factorize_tensor, finished, keep};
@@ -126,10 +126,7 @@ pub fn convert(
     let sha256 = source.sha256()?;
     let work_dir = options.work_dir(target);
     let journal = Journal::open(&work_dir, &fingerprint(&sha256, options)?)?;
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(options.threads)
-        .build()
-        .map_err(|e| Error::usage(format!("cannot start {} threads: {e}", options.threads)))?;
+    let pool = start(options.threads)?;
     let run = Run { source, target, options, pool, sha256, journal: &journal };
     let mut stages = Stages::new();
     let mut heard = |event: Event| {
@@ -279,14 +276,17 @@ impl Run<'_> {
             verify(file.temp_path(), target, plan, factor_bits)?;
         }
         if options.container {
-            contain(source, file, target, options.force)?;
+            // The GGUF vanishes with `file`.
+            let whole = LittleBitFile::open(file.temp_path())?;
+            let companions = source.companions();
+            repack::write(&whole, &companions, target, Form::Container, options.force, &mut |_| {})?;
         } else {
             file.commit(w)?;
         }
         let bytes = std::fs::metadata(target).map_err(|e| Error::io(target, "stat", e))?.len();
         let share = |m: &MatrixReport| (m.d_out * m.d_in * m.experts) as f64 / plan.weights as f64;
         Ok(Report {
-            tool: TOOL.to_owned(),
+            tool: schema::TOOL.to_owned(),
             input: source.path().to_owned(),
             output: target.to_owned(),
             form: match options.lossy {
@@ -341,15 +341,4 @@ fn verify(temp: &Path, target: &Path, plan: &Plan, factor_bits: u64) -> Result<(
         file.read_factors(m)?;
     }
     Ok(())
-}
-
-/// Writes the finished GGUF in `file`, which vanishes, as a container.
-fn contain(source: &dyn TensorSource, file: output::AtomicFile, target: &Path, force: bool) -> Result<()> {
-    let whole = LittleBitFile::open(file.temp_path())?;
-    let out = output::AtomicFile::create(target, force)?;
-    let companions = read_all(&source.companions())?;
-    let w = container::write(&whole, &companions, out.writer()?, |_| {}).map_err(|e| at_output(e, target))?;
-    let w = flushed(w, target)?;
-    repack::compare(&whole, &container::open(out.temp_path())?, target)?;
-    out.commit(w)
 }

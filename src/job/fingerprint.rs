@@ -1,9 +1,9 @@
 //! What makes two runs the same.
 
 use crate::error::Result;
+use crate::format::schema::TOOL;
 use crate::gguf::GgmlType;
 use crate::job::convert::Options;
-use crate::job::header::TOOL;
 use crate::job::journal::Fingerprint;
 use crate::job::layout::Budget;
 use crate::plan::Target;

@@ -8,9 +8,6 @@ use crate::plan::{MatrixSpec, Plan};
 use crate::source::TensorSource;
 use std::path::Path;
 
-/// Name and version for [`key::TOOL`].
-pub const TOOL: &str = concat!("littlebit-convert ", env!("CARGO_PKG_VERSION"));
-
 /// What happens to one tensor of the source.
 pub(super) enum Action {
     /// Becomes the plan's entry of this index.
@@ -107,10 +104,7 @@ pub(super) fn littlebit_kv(
     // A file of its own: shard bookkeeping of the source no longer holds.
     let mut kv: Vec<(String, Value)> =
         source.kv().iter().filter(|(k, _)| !k.starts_with("split.")).cloned().collect();
-    let largest = descriptors.iter().filter(|d| d.ty != GgmlType::I8).max_by_key(|d| d.nbytes());
-    if let Some(ft) = largest.and_then(|d| schema::file_type(d.ty)) {
-        schema::set(&mut kv, "general.file_type", Value::U32(ft));
-    }
+    schema::set_file_type(&mut kv, descriptors);
     schema::set(&mut kv, "general.alignment", Value::U32(schema::ALIGNMENT as u32));
     let text = |s: &str| Value::Str(s.as_bytes().to_vec());
     let dataset = options.calibration.as_ref().map(|c| c.names().join(","));
@@ -124,7 +118,7 @@ pub(super) fn littlebit_kv(
         (key::BPW, Value::F32(summary.bpw as f32)),
         (key::BPW_FILE, Value::F32(summary.bpw_file as f32)),
         (key::METHOD, text(&method_text(options))),
-        (key::TOOL, text(TOOL)),
+        (key::TOOL, text(schema::TOOL)),
         (key::SEED, Value::U64(options.seed)),
         (key::SOURCE_NAME, text(&source.describe())),
         (key::SOURCE_SHA256, text(&summary.sha256)),

@@ -1,9 +1,15 @@
 //! The threads of a run.
 
 use super::report::Event;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::plan::{MatrixSpec, Plan};
 use crate::tune::BlockOutcome;
+
+/// Starts `threads` threads.
+pub(super) fn start(threads: usize) -> Result<rayon::ThreadPool> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    pool.map_err(|e| Error::usage(format!("cannot start {threads} threads: {e}")))
+}
 
 /// Runs `work` on `pool` while its events are shown by this thread.
 pub(super) fn in_pool<T: Send>(

@@ -1,12 +1,14 @@
 //! A model that is compressed already, in another form.
 
 use super::convert::ALREADY;
+use super::header::file_name;
 use super::output::{AtomicFile, check_target};
 use crate::error::{Error, Result};
 use crate::format::retype::{KeptTypes, retype};
+use crate::format::schema::Part;
 use crate::format::{LittleBitFile, container, lossy};
-use crate::gguf::{GgmlType, TensorDesc, Writer};
-use crate::source;
+use crate::gguf::{GgmlType, TensorInfo, Writer};
+use crate::source::{Compressed, Origin};
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -30,40 +32,56 @@ impl Form {
     }
 }
 
-/// Writes the compressed model `input` as `form`, its kept tensors as `types` says (of a checkpoint that becomes a GGUF,
-/// embeddings and head in q6_K unless it says otherwise); `progress` hears of every matrix.
-/// Returns the size of the output.
+/// Writes `model` as `form`, its kept tensors as `types` says (of a checkpoint that becomes a GGUF, embeddings and head in
+/// q6_K unless it says otherwise); `progress` hears of every matrix. Returns the size of the output.
 ///
 /// # Errors
-/// An input that is not compressed or damaged, an output that exists or cannot be written.
+/// A model that is damaged, an output that exists or cannot be written.
 pub fn repack(
-    input: &Path,
+    model: Compressed,
     target: &Path,
     form: Form,
     mut types: KeptTypes,
     force: bool,
     mut progress: impl FnMut(&str),
 ) -> Result<u64> {
-    check_target(target, &[input], force)?;
-    let file = source::open_compressed(input)?
-        .ok_or_else(|| Error::unsupported(input, "not a compressed model; it has no factors"))?;
-    if form == Form::Gguf && source::checkpoint::is_compressed(input) {
-        types.floats = Some(GgmlType::Q6_K);
-    } else if form == Form::Gguf && !container::is_container(input) && types.is_empty() {
-        return Err(Error::unsupported(input, ALREADY));
+    let Compressed { file, origin } = model;
+    check_target(target, &[&file.gguf.path], force)?;
+    match (form, &origin) {
+        (Form::Gguf, Origin::Checkpoint { .. }) => types.floats = Some(GgmlType::Q6_K),
+        (Form::Gguf, Origin::Gguf) if types.is_empty() => {
+            return Err(Error::unsupported(&file.gguf.path, ALREADY));
+        }
+        _ => {}
     }
-    let file = retype(file, &types)?;
+    let companions = match origin {
+        Origin::Checkpoint { companions } => companions,
+        Origin::Gguf | Origin::Container => Vec::new(),
+    };
+    write(&retype(file, &types)?, &companions, target, form, force, &mut progress)
+}
+
+/// Writes `file` as `form`, with copies of `companions` where the form has a place for them, and reads it back before it gets
+/// its name. Returns the size of the output.
+pub(super) fn write(
+    file: &LittleBitFile,
+    companions: &[PathBuf],
+    target: &Path,
+    form: Form,
+    force: bool,
+    progress: &mut dyn FnMut(&str),
+) -> Result<u64> {
     let out = AtomicFile::create(target, force)?;
     let w = match form {
-        Form::Gguf => gguf(&file, out.writer()?, &mut progress),
-        Form::Container => container::write(&file, &companions(input)?, out.writer()?, &mut progress),
-        Form::Lossy(ty) => lossy::expand(&file, ty, out.writer()?, &mut progress),
+        Form::Gguf => gguf(file, out.writer()?, progress),
+        Form::Container => container::write(file, &read_all(companions)?, out.writer()?, progress),
+        Form::Lossy(ty) => lossy::expand(file, ty, out.writer()?, progress),
     };
     let mut w = w.map_err(|e| at_output(e, target))?;
     w.flush().map_err(|e| Error::io(target, "write", e))?;
     match form {
-        Form::Gguf => compare(&file, &LittleBitFile::open(out.temp_path())?, target)?,
-        Form::Container => compare(&file, &container::open(out.temp_path())?, target)?,
+        Form::Gguf => compare(file, &LittleBitFile::open(out.temp_path())?, target)?,
+        Form::Container => compare(file, &container::open(out.temp_path())?, target)?,
         Form::Lossy(_) => {}
     }
     out.commit(w)?;
@@ -73,14 +91,12 @@ pub fn repack(
 /// Copies `file` tensor by tensor.
 fn gguf(file: &LittleBitFile, w: BufWriter<File>, progress: &mut dyn FnMut(&str)) -> Result<BufWriter<File>> {
     let gguf = &file.gguf;
-    let descriptor =
-        |t: &crate::gguf::TensorInfo| TensorDesc { name: t.name.clone(), dims: t.dims.clone(), ty: t.ty };
-    let descriptors = gguf.tensors.iter().map(descriptor).collect();
+    let descriptors = gguf.tensors.iter().map(TensorInfo::descriptor).collect();
     let mut writer = Writer::new(w, &gguf.kv, descriptors, gguf.alignment)?;
     let mut bytes = Vec::new();
     for t in &gguf.tensors {
         gguf.read(t, &mut bytes)?;
-        if let Some(base) = t.name.strip_suffix(crate::format::schema::Part::U.suffix()) {
+        if let Some((base, Part::U)) = Part::split(&t.name) {
             progress(base);
         }
         writer.write_tensor(&t.name, &bytes)?;
@@ -88,28 +104,16 @@ fn gguf(file: &LittleBitFile, w: BufWriter<File>, progress: &mut dyn FnMut(&str)
     writer.finish()
 }
 
-/// Files that go with the model, for the container.
-fn companions(input: &Path) -> Result<Vec<(String, Vec<u8>)>> {
-    if source::checkpoint::is_compressed(input) {
-        read_all(&source::checkpoint::companions(input)?)
-    } else {
-        Ok(Vec::new())
-    }
-}
-
 /// Contents of files by name.
-pub(super) fn read_all(paths: &[PathBuf]) -> Result<Vec<(String, Vec<u8>)>> {
+fn read_all(paths: &[PathBuf]) -> Result<Vec<(String, Vec<u8>)>> {
     paths
         .iter()
-        .map(|path| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            Ok((name, std::fs::read(path).map_err(|e| Error::io(path, "read", e))?))
-        })
+        .map(|path| Ok((file_name(path), std::fs::read(path).map_err(|e| Error::io(path, "read", e))?)))
         .collect()
 }
 
 /// Reads an output back before it gets its name: keys and tensors are those of the input.
-pub(super) fn compare(input: &LittleBitFile, output: &LittleBitFile, target: &Path) -> Result<()> {
+fn compare(input: &LittleBitFile, output: &LittleBitFile, target: &Path) -> Result<()> {
     let wrong = |what: String| Err(Error::tensor(target, "(verification)", what));
     if input.gguf.kv != output.gguf.kv || input.gguf.tensors.len() != output.gguf.tensors.len() {
         return wrong("keys or the number of tensors changed".to_owned());

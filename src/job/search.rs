@@ -14,7 +14,6 @@ use super::tuned::Calibration;
 use crate::error::{Error, Result};
 use crate::plan::Target;
 use crate::source::TensorSource;
-use std::io::Write;
 use std::path::Path;
 
 /// The search ends when the size that passes is at most this many times one that does not.
@@ -197,7 +196,6 @@ fn copy(from: &Path, to: &Path, force: bool) -> Result<()> {
     let file = AtomicFile::create(to, force)?;
     let mut writer = file.writer()?;
     std::io::copy(&mut source, &mut writer).map_err(|e| Error::io(to, "write", e))?;
-    writer.flush().map_err(|e| Error::io(to, "write", e))?;
     file.commit(writer)
 }
 

@@ -144,14 +144,8 @@ impl<'a> Calibrated<'a> {
         };
         files.extend((count > 0).then(|| generated.clone()));
         let text = Mixture::new(files);
-        let mut texts = text::windows_of(&calibration.evaluation, &tokenizer, WINDOW)?;
-        texts.iter_mut().for_each(|t| t.truncate(EVALUATION_WINDOWS));
-        let rows = source.tensors().iter().find(|t| t.name == "token_embd.weight").map(|t| t.dims[1]);
-        let all = text.windows.iter().chain(texts.iter().flatten()).flatten();
-        if let Some(t) = all.copied().find(|&t| rows.is_some_and(|rows| u64::from(t) >= rows)) {
-            let what = format!("token {t} of the tokenizer has no embedding");
-            return Err(Error::unsupported(source.path(), what));
-        }
+        let texts = evaluation_windows(&calibration.evaluation, &tokenizer)?;
+        check_embeddings(source, text.windows.iter().chain(texts.iter().flatten()))?;
         Ok(Self { source, options, calibration, journal, started, tokenizer, kept, generated, text, texts })
     }
 
@@ -271,6 +265,28 @@ impl<'a> Calibrated<'a> {
         }
         let tokens = (training.len() * WINDOW) as u64;
         Ok(Prepared { made, norms, tokens, evaluations })
+    }
+}
+
+/// The windows of every text that models are compared on.
+pub(super) fn evaluation_windows(texts: &[PathBuf], tokenizer: &Tokenizer) -> Result<Vec<Vec<Vec<u32>>>> {
+    let mut windows = text::windows_of(texts, tokenizer, WINDOW)?;
+    windows.iter_mut().for_each(|t| t.truncate(EVALUATION_WINDOWS));
+    Ok(windows)
+}
+
+/// Refuses tokens that `source` has no embedding for.
+pub(super) fn check_embeddings<'a>(
+    source: &dyn TensorSource,
+    windows: impl Iterator<Item = &'a Vec<u32>>,
+) -> Result<()> {
+    let rows = source.tensors().iter().find(|t| t.name == "token_embd.weight").map(|t| t.dims[1]);
+    match windows.flatten().find(|&&t| rows.is_some_and(|rows| u64::from(t) >= rows)) {
+        Some(t) => {
+            let what = format!("token {t} of the tokenizer has no embedding");
+            Err(Error::unsupported(source.path(), what))
+        }
+        None => Ok(()),
     }
 }
 

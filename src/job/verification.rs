@@ -1,9 +1,9 @@
 //! A finished file against the model it was made from.
 
-use super::tuned::{EVALUATION_WINDOWS, WINDOW};
-use crate::calibrate::text;
+use super::pool;
+use super::tuned::{WINDOW, check_embeddings, evaluation_windows};
 use crate::decoder::{Loader, Model};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::factorize::relative_error;
 use crate::format::LittleBitFile;
 use crate::format::schema::{base_name, key};
@@ -33,11 +33,22 @@ pub struct Verification {
     pub evaluations: Vec<(PathBuf, Comparison)>,
 }
 
-/// Compares every tensor of `file` with `source`, and both models on `texts`. `progress` hears of stages.
+/// Compares every tensor of `file` with `source`, and both models on `texts`, on `threads` threads. `progress` hears of
+/// stages.
 ///
 /// # Errors
-/// Files that cannot be read; texts, if the architecture has no forward pass here.
+/// Files that cannot be read, factors that are not sound; texts, if the architecture has no forward pass here.
 pub fn verify_against(
+    file: LittleBitFile,
+    source: &dyn TensorSource,
+    texts: &[PathBuf],
+    threads: usize,
+    progress: impl FnMut(&'static str, usize, usize) + Send,
+) -> Result<Verification> {
+    pool::start(threads)?.install(|| compare(file, source, texts, progress))
+}
+
+fn compare(
     file: LittleBitFile,
     source: &dyn TensorSource,
     texts: &[PathBuf],
@@ -60,6 +71,8 @@ pub fn verify_against(
             out.faults.push(format!("tensor '{}' of the source is missing", t.name));
             continue;
         };
+        let matrix = base_name(&t.name).and_then(|base| rebuilt.file().find(base));
+        let factors = matrix.map(|m| rebuilt.file().read_factors(m)).transpose()?;
         if rebuilt.tensors()[j].dims != t.dims {
             out.faults.push(format!(
                 "tensor '{}' stands for {:?}, the source's has {:?}",
@@ -69,13 +82,11 @@ pub fn verify_against(
             ));
             continue;
         }
-        let matrix = base_name(&t.name).and_then(|base| rebuilt.file().find(base));
-        match matrix {
-            Some(m) => {
-                let factors = rebuilt.file().read_factors(m)?;
+        match factors {
+            Some(factors) => {
                 let w = source.read_f32(i)?;
-                let parts =
-                    w.par_chunks(m.shape.d_out * m.shape.d_in).zip(factors.slices.par_chunks(m.paths));
+                let experts = w.par_chunks(w.len() / factors.experts());
+                let parts = experts.zip(factors.slices.par_chunks(factors.paths));
                 let errors: Vec<f64> = parts.map(|(w, paths)| relative_error(w, paths, None).0).collect();
                 out.matrices.push((t.name.clone(), errors.iter().sum::<f64>() / errors.len() as f64));
             }
@@ -91,6 +102,9 @@ pub fn verify_against(
         }
     }
     for t in rebuilt.tensors().iter().filter(|r| source.tensors().iter().all(|t| t.name != r.name)) {
+        if let Some(m) = base_name(&t.name).and_then(|base| rebuilt.file().find(base)) {
+            rebuilt.file().read_factors(m)?;
+        }
         out.faults.push(format!("tensor '{}' is none of the source's", t.name));
     }
     if !texts.is_empty() && out.faults.is_empty() {
@@ -107,19 +121,11 @@ fn evaluate(
     progress: &mut dyn FnMut(&'static str, usize, usize),
 ) -> Result<Vec<(PathBuf, Comparison)>> {
     let tokenizer = Tokenizer::from_kv(source.path(), source.kv())?;
-    let mut windows = text::windows_of(texts, &tokenizer, WINDOW)?;
-    windows.iter_mut().for_each(|t| t.truncate(EVALUATION_WINDOWS));
+    let windows = evaluation_windows(texts, &tokenizer)?;
+    check_embeddings(source, windows.iter().flatten())?;
     let all: Vec<&[u32]> = windows.iter().flatten().map(Vec::as_slice).collect();
     let loaders = [Loader::new(source)?, Loader::new(rebuilt)?];
     let frames = [loaders[0].frame()?, loaders[1].frame()?];
-    if let Some(t) =
-        all.iter().copied().flatten().find(|&&t| frames.iter().any(|f| t as usize >= f.vocabulary()))
-    {
-        return Err(Error::unsupported(
-            source.path(),
-            format!("token {t} of the tokenizer has no embedding"),
-        ));
-    }
     let blocks = loaders[0].blocks();
     let rows = |i: usize, progress: &mut dyn FnMut(&'static str, usize, usize)| -> Result<Vec<Vec<f32>>> {
         let (frame, loader): (&Model, &Loader) = (&frames[i], &loaders[i]);

@@ -234,7 +234,7 @@ mod tests {
                 && card.contains("lossy q8\\_0")
         );
         report.form = "littlebit container".to_owned();
-        report.output = "/home/secret/it's.littlebit".into();
+        report.output = "secret/it's.littlebit".into();
         let card = model_card(&report);
         let command = "littlebit-convert 'it'\\''s.littlebit' 'it'\\''s.gguf'\n";
         assert!(

@@ -20,7 +20,12 @@ pub struct GgufSource {
 impl GgufSource {
     /// Opens a GGUF, or all shards of a split one from its first.
     pub fn open(path: &Path) -> Result<Self> {
-        let first = Gguf::open(path)?;
+        Self::new(Gguf::open(path)?)
+    }
+
+    /// As [`GgufSource::open`] for a first shard that is open already.
+    pub fn new(first: Gguf) -> Result<Self> {
+        let path = &first.path.clone();
         let mut shards = vec![first];
         for shard in other_shards(&shards[0])? {
             shards.push(open_shard(path, &shard, shards.len())?);

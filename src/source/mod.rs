@@ -70,27 +70,85 @@ pub fn open(path: &Path) -> Result<Box<dyn TensorSource>> {
     }
 }
 
-/// Whether the model at `path` is one that [`open_compressed`] opens.
-///
-/// # Errors
-/// [`Error::Io`] if there is nothing at `path`. Faults of the model show up when it is opened.
-pub fn is_compressed(path: &Path) -> Result<bool> {
-    std::fs::metadata(path).map_err(|e| Error::io(path, "open", e))?;
-    let gguf = || path.is_file() && Gguf::open(path).is_ok_and(|g| is_littlebit(&g));
-    Ok(container::is_container(path) || checkpoint::is_compressed(path) || gguf())
+/// A model that is compressed already.
+#[derive(Debug)]
+pub struct Compressed {
+    /// As the LittleBit GGUF that it is or stands for.
+    pub file: LittleBitFile,
+    /// What it was found as.
+    pub origin: Origin,
 }
 
-/// Opens the model at `path` if it is compressed already: a LittleBit GGUF, a `.littlebit` file, or a checkpoint in the
-/// official LittleBit layout or NanoQuant's. `None` for any other model.
+/// What a compressed model was found as.
+#[derive(Debug)]
+pub enum Origin {
+    /// A LittleBit GGUF.
+    Gguf,
+    /// A `.littlebit` file.
+    Container,
+    /// A checkpoint in the official LittleBit layout or NanoQuant's.
+    Checkpoint {
+        /// Files that go with it: configuration, tokenizer.
+        companions: Vec<PathBuf>,
+    },
+}
+
+/// Any model.
+#[derive(Debug)]
+pub enum Model {
+    /// With factors.
+    Compressed(Box<Compressed>),
+    /// With weights.
+    Dense(Box<dyn TensorSource>),
+}
+
+/// What stands at a path; of models without factors only what was needed to see that.
+enum Found {
+    Compressed(Compressed),
+    Gguf(Gguf),
+    Checkpoint,
+}
+
+fn find(path: &Path) -> Result<Found> {
+    std::fs::metadata(path).map_err(|e| Error::io(path, "open", e))?;
+    if container::is_container(path) {
+        let file = container::open(path)?;
+        return Ok(Found::Compressed(Compressed { file, origin: Origin::Container }));
+    }
+    if hf::is_checkpoint(path) {
+        return match checkpoint::is_compressed(path) {
+            true => checkpoint::open(path).map(Found::Compressed),
+            false => Ok(Found::Checkpoint),
+        };
+    }
+    let gguf = Gguf::open(path)?;
+    if !is_littlebit(&gguf) {
+        return Ok(Found::Gguf(gguf));
+    }
+    let file = LittleBitFile::from_gguf(gguf)?;
+    Ok(Found::Compressed(Compressed { file, origin: Origin::Gguf }))
+}
+
+/// Opens the model at `path`, compressed or not.
 ///
 /// # Errors
-/// Faults of a compressed model.
-pub fn open_compressed(path: &Path) -> Result<Option<LittleBitFile>> {
-    Ok(match is_compressed(path)? {
-        false => None,
-        true if container::is_container(path) => Some(container::open(path)?),
-        true if hf::is_checkpoint(path) => Some(checkpoint::open(path)?),
-        true => Some(LittleBitFile::open(path)?),
+/// Whatever is wrong with it.
+pub fn open_any(path: &Path) -> Result<Model> {
+    Ok(match find(path)? {
+        Found::Compressed(compressed) => Model::Compressed(Box::new(compressed)),
+        Found::Gguf(gguf) => Model::Dense(Box::new(GgufSource::new(gguf)?)),
+        Found::Checkpoint => Model::Dense(Box::new(HfSource::open(path)?)),
+    })
+}
+
+/// Opens the model at `path` if it is compressed already, `None` for any other.
+///
+/// # Errors
+/// Faults of a compressed model, and of a GGUF.
+pub fn open_compressed(path: &Path) -> Result<Option<Compressed>> {
+    Ok(match find(path)? {
+        Found::Compressed(compressed) => Some(compressed),
+        Found::Gguf(_) | Found::Checkpoint => None,
     })
 }
 

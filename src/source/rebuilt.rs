@@ -3,9 +3,8 @@
 use super::{SourceTensor, TensorSource, check_finite, describe, digest};
 use crate::error::{Error, Result};
 use crate::format::LittleBitFile;
-use crate::format::lossy::dense_dims;
-use crate::format::schema::{Part, base_name};
-use crate::gguf::{GgmlType, Value};
+use crate::format::schema::base_name;
+use crate::gguf::{TensorDesc, Value};
 use std::path::Path;
 
 /// An open compressed model with its weights rebuilt in f32.
@@ -18,15 +17,8 @@ pub struct Rebuilt {
 impl Rebuilt {
     /// The weights of `file`, each in the place of its U.
     pub fn new(file: LittleBitFile) -> Self {
-        let mut tensors = Vec::new();
-        for t in &file.gguf.tensors {
-            if let Some(m) = t.name.strip_suffix(Part::U.suffix()).and_then(|base| file.find(base)) {
-                let dims = dense_dims(m.shape.d_in as u64, m.shape.d_out as u64, m.experts() as u64);
-                tensors.push(SourceTensor { name: format!("{}.weight", m.name), dims, ty: GgmlType::F32 });
-            } else if !Part::ALL.iter().any(|p| t.name.ends_with(p.suffix())) {
-                tensors.push(SourceTensor { name: t.name.clone(), dims: t.dims.clone(), ty: t.ty });
-            }
-        }
+        let tensor = |d: TensorDesc| SourceTensor { name: d.name, dims: d.dims, ty: d.ty };
+        let tensors = file.weights().map(|(d, _)| tensor(d)).collect();
         Self { file, tensors }
     }
 
@@ -70,8 +62,7 @@ impl TensorSource for Rebuilt {
             Some(t) => self.file.gguf.read_f32(t)?,
             None => {
                 let m = base_name(name).and_then(|base| self.file.find(base));
-                let factors = self.file.read_factors(m.expect("a weight without tensor has factors"))?;
-                (0..factors.experts()).flat_map(|e| factors.dense(e)).collect()
+                self.file.read_factors(m.expect("a weight without tensor has factors"))?.dense_all()
             }
         };
         check_finite(self.path(), name, &values)?;

@@ -1,8 +1,9 @@
 //! One safetensors file: its header checked by the safetensors crate, its data read at offsets and never mapped.
 
+use super::check_finite;
 use super::hf::json::fault;
 use crate::error::{Error, Result};
-use crate::gguf::GgmlType;
+use crate::gguf::{GgmlType, dequantize};
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 use std::collections::HashMap;
@@ -96,6 +97,33 @@ impl Shard {
         out.resize(t.nbytes as usize, 0);
         let what = || format!("read tensor '{}' at byte {}", t.name, t.offset);
         self.file.read_exact_at(out, t.offset).map_err(|e| Error::io(&self.path, what(), e))
+    }
+
+    /// Values of a tensor of floats. NaN and infinite values are refused by name and index.
+    pub fn read_f32(&self, t: &Entry) -> Result<Vec<f32>> {
+        let mut bytes = Vec::new();
+        let ty = t.float(&self.path)?;
+        self.read(t, &mut bytes)?;
+        let mut values = vec![0.0; t.shape.iter().product::<u64>() as usize];
+        dequantize(ty, &bytes, &mut values).map_err(|e| Error::tensor(&self.path, &t.name, e))?;
+        check_finite(&self.path, &t.name, &values)?;
+        Ok(values)
+    }
+
+    /// Words of 32 bits, whatever they mean.
+    pub fn read_words(&self, t: &Entry) -> Result<Vec<u32>> {
+        let mut bytes = Vec::new();
+        self.read(t, &mut bytes)?;
+        let word = |b: &[u8]| u32::from_le_bytes(b.try_into().expect("4 bytes"));
+        Ok(bytes.chunks_exact(4).map(word).collect())
+    }
+
+    /// Integers of 64 bits.
+    pub fn read_i64(&self, t: &Entry) -> Result<Vec<i64>> {
+        let mut bytes = Vec::new();
+        self.read(t, &mut bytes)?;
+        let integer = |b: &[u8]| i64::from_le_bytes(b.try_into().expect("8 bytes"));
+        Ok(bytes.chunks_exact(8).map(integer).collect())
     }
 }
 

@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::format::schema::base_name;
 use crate::format::{Factors, LittleBitFile};
 use crate::gguf::{Array, GgmlType, Value};
-use crate::source::{self, Rebuilt, TensorSource};
+use crate::source::{self, Model, Rebuilt, TensorSource};
 use half::f16;
 use serde::Serialize;
 use std::collections::HashMap;
@@ -27,11 +27,11 @@ impl Weights {
     /// Opens any model.
     ///
     /// # Errors
-    /// As [`source::open`] and [`source::open_compressed`].
+    /// As [`source::open_any`].
     pub fn open(path: &Path) -> Result<Self> {
-        Ok(match source::open_compressed(path)? {
-            Some(file) => Weights::Compressed(Box::new(Rebuilt::new(file))),
-            None => Weights::Plain(source::open(path)?),
+        Ok(match source::open_any(path)? {
+            Model::Compressed(model) => Weights::Compressed(Box::new(Rebuilt::new(model.file))),
+            Model::Dense(source) => Weights::Plain(source),
         })
     }
 
@@ -124,18 +124,17 @@ impl Difference {
     }
 }
 
-/// Compares two models tensor by tensor; `progress` hears of each.
+/// Compares two models tensor by tensor.
 ///
 /// # Errors
 /// Tensors that cannot be read.
-pub fn difference(a: &Weights, b: &Weights, mut progress: impl FnMut(&str)) -> Result<Difference> {
+pub fn difference(a: &Weights, b: &Weights) -> Result<Difference> {
     let mut out = Difference { keys: keys(a.source().kv(), b.source().kv()), ..Difference::default() };
     let of = |w: &Weights| -> HashMap<String, usize> {
         w.source().tensors().iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect()
     };
     let (in_a, in_b) = (of(a), of(b));
     for (i, t) in a.source().tensors().iter().enumerate() {
-        progress(&t.name);
         match in_b.get(&t.name) {
             Some(&j) => match compare(a, i, b, j)? {
                 None => out.equal += 1,
@@ -176,7 +175,11 @@ fn compare(a: &Weights, i: usize, b: &Weights, j: usize) -> Result<Option<Tensor
     }
     let numbers = |ty: GgmlType| ty.can_dequantize();
     if ta.dims == tb.dims && numbers(ta.ty) && numbers(tb.ty) {
-        out.change = Some(relative(&a.source().read_f32(i)?, &b.source().read_f32(j)?));
+        let values = |w: &Weights, i: usize, factors: Option<Factors>| match factors {
+            Some(factors) => Ok(factors.dense_all()),
+            None => w.source().read_f32(i),
+        };
+        out.change = Some(relative(&values(a, i, fa)?, &values(b, j, fb)?));
     }
     Ok(Some(out))
 }
@@ -218,8 +221,9 @@ fn keys(a: &[(String, Value)], b: &[(String, Value)]) -> Vec<KeyChange> {
     let mut out = Vec::new();
     for (key, value) in a {
         let other = find(b, key);
-        // Bits decide: a NaN is the same as itself.
-        if other.as_ref().map(|v| format!("{v:?}")) != Some(format!("{value:?}")) {
+        // A NaN is the same as itself here.
+        let same = |other: &Value| other == value || format!("{other:?}") == format!("{value:?}");
+        if !other.as_ref().is_some_and(same) {
             out.push(KeyChange { key: key.clone(), a: Some(shown(value)), b: other.as_ref().map(shown) });
         }
     }

@@ -75,7 +75,7 @@ impl Field {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Naming {
     /// As in Hugging Face checkpoints, rows of queries and keys in their order; heads of both.
-    HuggingFace { queries: u64, keys: u64 },
+    HuggingFace { queries: usize, keys: usize },
     /// As in the GGUF.
     Gguf,
 }
@@ -89,12 +89,13 @@ impl Naming {
             return Naming::Gguf;
         }
         let count = |key: &str| gguf.get(&format!("{architecture}.attention.{key}")).and_then(Value::as_u64);
+        let count = |key: &str| count(key).and_then(|n| usize::try_from(n).ok());
         let queries = count("head_count").unwrap_or(0);
         let naming = Naming::HuggingFace { queries, keys: count("head_count_kv").unwrap_or(queries) };
         // Rows can be put into the other order only if they are whole heads of pairs.
         let sound = |base: &str, rows: u64| match naming.heads(architecture, base) {
             None => true,
-            Some(heads) => heads > 0 && rows.is_multiple_of(2 * heads),
+            Some(heads) => heads > 0 && rows.is_multiple_of(2 * heads as u64),
         };
         let kept = file.kept().all(|t| sound(base(&t.name), rows(t)));
         let factors = file.matrices().iter().all(|m| sound(&m.name, m.shape.d_out as u64));
@@ -119,7 +120,7 @@ impl Naming {
     }
 
     /// Heads by which the rows of the GGUF's module `base` are ordered otherwise than here.
-    pub fn heads(self, architecture: &str, base: &str) -> Option<u64> {
+    pub fn heads(self, architecture: &str, base: &str) -> Option<usize> {
         let Naming::HuggingFace { queries, keys } = self else { return None };
         names::rotary(architecture, base).map(|rotary| match rotary {
             Rotary::Queries => queries,

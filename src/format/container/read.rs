@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::format::schema::Part;
 use crate::format::{LittleBitFile, MatrixEntry};
 use crate::gguf::{Gguf, TensorData, TensorInfo};
-use crate::source::hf::interleave_rows;
+use crate::source::hf::interleaved;
 use crate::source::shard::{Entry, Shard};
 use half::f16;
 use safetensors::Dtype;
@@ -182,7 +182,7 @@ fn places(
     found: &[Entry],
 ) -> Result<HashMap<String, Place>> {
     let architecture = architecture(&file.gguf);
-    let heads = |base: &str| naming.heads(architecture, base).map(|h| h as usize);
+    let heads = |base: &str| naming.heads(architecture, base);
     let slices = |m: &MatrixEntry| vec![Fields::new(); m.shape.slices];
     let mut fields: Vec<Vec<Fields>> = file.matrices().iter().map(slices).collect();
     let mut places = HashMap::new();
@@ -223,10 +223,7 @@ fn places(
 
 /// `*_shape` must say what the header implies.
 fn check_shape(shard: &Shard, entry: &Entry, m: &MatrixEntry, part: Part) -> Result<()> {
-    let mut bytes = Vec::new();
-    shard.read(entry, &mut bytes)?;
-    let said: Vec<i64> =
-        bytes.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().expect("8 bytes"))).collect();
+    let said = shard.read_i64(entry)?;
     let (d_out, d_in, rank) = (m.shape.d_out as i64, m.shape.d_in as i64, m.shape.rank as i64);
     let want = if part == Part::U { [d_out, rank] } else { [rank, d_in] };
     if said == want {
@@ -240,9 +237,7 @@ impl TensorData for ContainerData {
         match &self.places[&t.name] {
             Place::Kept { entry, heads, rows } => {
                 self.shard.read(entry, out)?;
-                if let Some(heads) = heads {
-                    *out = interleave_rows(out, *heads, *rows);
-                }
+                *out = interleaved(std::mem::take(out), *heads, *rows);
                 Ok(())
             }
             Place::Part { part, owners } => {
@@ -270,13 +265,7 @@ impl ContainerData {
             match part {
                 Part::U | Part::V => out.extend(self.tile(owner, slice, part)?),
                 Part::G => put(&mut out, &scales(Field::Input)?),
-                Part::H => {
-                    let h = scales(Field::Output)?;
-                    match owner.heads {
-                        Some(heads) => put(&mut out, &interleave_rows(&h, heads, owner.d_out)),
-                        None => put(&mut out, &h),
-                    }
-                }
+                Part::H => put(&mut out, &interleaved(scales(Field::Output)?, owner.heads, owner.d_out)),
                 Part::L => {
                     let (one, l) = (scales(Field::One)?, scales(Field::Latent)?);
                     let product = |(a, b): (&f16, &f16)| f16::from_f32(a.to_f32() * b.to_f32());
@@ -290,19 +279,14 @@ impl ContainerData {
     /// Sign tile of one slice.
     fn tile(&self, owner: &Owner, slice: &Fields, part: Part) -> Result<Vec<u8>> {
         let entry = of(slice, Field::Packed(part));
-        let mut bytes = Vec::new();
-        self.shard.read(entry, &mut bytes)?;
-        let mut words: Vec<u32> =
-            bytes.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().expect("4 bytes"))).collect();
+        let words = self.shard.read_words(entry)?;
         let (rows, cols) = if part == Part::U { (owner.d_out, owner.rank) } else { (owner.rank, owner.d_in) };
         if let Some((row, bit)) = stray_bit(cols, &words) {
             let at = entry.offset + (4 * (row * words.len() / rows) + bit / 8) as u64;
             let what = format!("tensor '{}': row {row} has a bit beyond its {cols} columns", entry.name);
             return Err(Error::malformed(&self.shard.path, at, what));
         }
-        if let (Some(heads), Part::U) = (owner.heads, part) {
-            words = interleave_rows(&words, heads, rows);
-        }
+        let words = interleaved(words, owner.heads.filter(|_| part == Part::U), rows);
         Ok(SignMatrix::from_words(rows, cols, &words).as_bytes().to_vec())
     }
 

@@ -3,10 +3,10 @@
 use super::layout::{Content, Field, Naming, Stored, architecture, base, official_config, rows, stored};
 use super::{FILES, FORMAT, HEADER, VERSION};
 use crate::error::{Error, Result};
-use crate::format::schema::Part;
-use crate::format::{Factors, LittleBitFile};
-use crate::gguf::{TensorDesc, Writer};
-use crate::source::hf::separate_rows;
+use crate::format::schema::{Part, Shape};
+use crate::format::{FactorPath, Factors, LittleBitFile};
+use crate::gguf::{TensorInfo, Writer};
+use crate::source::hf::separated;
 use half::f16;
 use safetensors::Dtype;
 use serde_json::{Map, Value as Json, json};
@@ -34,22 +34,17 @@ pub fn write<W: Write>(
         move |e: io::Error| Error::io(Path::new("output"), format!("write {what}"), e)
     };
     out.write_all(&header(file, naming, &all, companions, gguf_header.len())).map_err(failed("header"))?;
-    let mut factors: Option<(usize, Factors)> = None;
+    let mut matrices = Matrices { file, last: None };
     for s in &all {
         let bytes = match &s.content {
             Content::Kept(name) => kept(file, naming, name)?,
             Content::Factor { matrix, slice, field } => {
                 let m = &file.matrices()[*matrix];
-                // Sorted by type, a matrix comes up once for its signs and once for its scales.
-                let (_, f) = match factors.take() {
-                    Some(read) if read.0 == *matrix => factors.insert(read),
-                    _ => {
-                        progress(&m.name);
-                        factors.insert((*matrix, file.read_factors(m)?))
-                    }
-                };
+                if (*field, *slice) == (Field::Packed(Part::U), 0) {
+                    progress(&m.name);
+                }
                 let heads = naming.heads(architecture(&file.gguf), &m.name);
-                bytes_of(f, *slice, *field, heads.map(|h| h as usize))
+                matrices.bytes(*matrix, *slice, *field, heads)?
             }
         };
         out.write_all(&bytes).map_err(failed(&format!("tensor '{}'", s.name)))?;
@@ -62,12 +57,7 @@ pub fn write<W: Write>(
 
 /// What the GGUF form has before its data.
 fn gguf_header(file: &LittleBitFile) -> Result<Vec<u8>> {
-    let descriptors = file
-        .gguf
-        .tensors
-        .iter()
-        .map(|t| TensorDesc { name: t.name.clone(), dims: t.dims.clone(), ty: t.ty })
-        .collect();
+    let descriptors = file.gguf.tensors.iter().map(TensorInfo::descriptor).collect();
     Ok(Writer::new(Vec::new(), &file.gguf.kv, descriptors, file.gguf.alignment)?.into_inner())
 }
 
@@ -125,35 +115,43 @@ fn kept(file: &LittleBitFile, naming: Naming, name: &str) -> Result<Vec<u8>> {
     let t = file.gguf.tensor(name).expect("the layout is made of the file's tensors");
     let mut bytes = Vec::new();
     file.gguf.read(t, &mut bytes)?;
-    Ok(match naming.heads(architecture(&file.gguf), base(name)) {
-        Some(heads) => separate_rows(&bytes, heads as usize, rows(t) as usize),
-        None => bytes,
-    })
+    Ok(separated(bytes, naming.heads(architecture(&file.gguf), base(name)), rows(t) as usize))
 }
 
-/// One field of a slice; rows of U and values of h are separated for `heads` where there are any.
-fn bytes_of(factors: &Factors, slice: usize, field: Field, heads: Option<usize>) -> Vec<u8> {
-    let path = &factors.slices[slice];
-    let scales = |v: &[f16]| v.iter().flat_map(|x| x.to_le_bytes()).collect();
-    let signs = |part| if part == Part::U { &path.u } else { &path.vt };
-    match field {
-        Field::Packed(part) => {
-            let words = match heads {
-                Some(heads) if part == Part::U => separate_rows(&path.u.to_words(), heads, path.d_out()),
-                _ => signs(part).to_words(),
-            };
-            words.iter().flat_map(|w| w.to_le_bytes()).collect()
-        }
-        Field::Shape(part) => {
-            let m = signs(part);
-            [m.rows(), m.cols()].iter().flat_map(|n| (*n as i64).to_le_bytes()).collect()
-        }
-        Field::Output => match heads {
-            Some(heads) => scales(&separate_rows(&path.h, heads, path.d_out())),
-            None => scales(&path.h),
-        },
-        Field::One => scales(&vec![f16::ONE; path.rank()]),
-        Field::Latent => scales(&path.l),
-        Field::Input => scales(&path.g),
+/// The factors of a file, of which those read last are kept: sorted by type, a matrix comes up once for its signs and once
+/// for its scales.
+struct Matrices<'a> {
+    file: &'a LittleBitFile,
+    last: Option<(usize, Factors)>,
+}
+
+impl Matrices<'_> {
+    fn path(&mut self, matrix: usize, slice: usize) -> Result<&FactorPath> {
+        let (_, factors) = match self.last.take() {
+            Some(last) if last.0 == matrix => self.last.insert(last),
+            _ => {
+                let factors = self.file.read_factors(&self.file.matrices()[matrix])?;
+                self.last.insert((matrix, factors))
+            }
+        };
+        Ok(&factors.slices[slice])
+    }
+
+    /// One field of a slice; rows of U and values of h are separated for `heads` where there are any.
+    fn bytes(&mut self, matrix: usize, slice: usize, field: Field, heads: Option<usize>) -> Result<Vec<u8>> {
+        let Shape { d_out, d_in, rank, .. } = self.file.matrices()[matrix].shape;
+        let words = |words: Vec<u32>| words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        let scales = |scales: &[f16]| scales.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let sizes = |sizes: [usize; 2]| sizes.iter().flat_map(|n| (*n as i64).to_le_bytes()).collect();
+        Ok(match field {
+            Field::Packed(Part::U) => words(separated(self.path(matrix, slice)?.u.to_words(), heads, d_out)),
+            Field::Packed(_) => words(self.path(matrix, slice)?.vt.to_words()),
+            Field::Shape(Part::U) => sizes([d_out, rank]),
+            Field::Shape(_) => sizes([rank, d_in]),
+            Field::Output => scales(&separated(self.path(matrix, slice)?.h.clone(), heads, d_out)),
+            Field::One => scales(&vec![f16::ONE; rank]),
+            Field::Latent => scales(&self.path(matrix, slice)?.l),
+            Field::Input => scales(&self.path(matrix, slice)?.g),
+        })
     }
 }

@@ -9,7 +9,7 @@ mod module;
 
 use super::hf::{self, Found, HfSource, Slot, Substitute};
 use super::shard::Shard;
-use super::{TensorSource, digest};
+use super::{Compressed, Origin, TensorSource, digest};
 use crate::arch;
 use crate::error::{Error, Result};
 use crate::format::schema::{self, Part, Shape, key};
@@ -31,7 +31,7 @@ pub fn is_compressed(path: &Path) -> bool {
 ///
 /// # Errors
 /// As for a checkpoint of weights; factors that are missing, misshapen or without meaning.
-pub fn open(path: &Path) -> Result<LittleBitFile> {
+pub fn open(path: &Path) -> Result<Compressed> {
     let mut modules = Modules::default();
     let source = HfSource::open_with(path, &mut modules)?;
     let modules = modules.0;
@@ -52,16 +52,10 @@ pub fn open(path: &Path) -> Result<LittleBitFile> {
     let header = Writer::new(Vec::new(), &kv, descriptors, schema::ALIGNMENT)?.into_inner();
     let bytes = source.shards().iter().map(|s| s.len).sum();
     let modules = modules.into_iter().map(|(_, m)| m).collect();
+    let origin = Origin::Checkpoint { companions: source.companions() };
     let data = Box::new(CheckpointData { source, modules, paths, last: Mutex::default() });
-    LittleBitFile::from_gguf(Gguf::detached(path, 0, &header, bytes, data)?)
-}
-
-/// Files beside the weights of the checkpoint at `path`.
-///
-/// # Errors
-/// As [`open`].
-pub fn companions(path: &Path) -> Result<Vec<std::path::PathBuf>> {
-    Ok(HfSource::open_with(path, &mut Modules::default())?.companions())
+    let file = LittleBitFile::from_gguf(Gguf::detached(path, 0, &header, bytes, data)?)?;
+    Ok(Compressed { file, origin })
 }
 
 /// The modules that were found, with the index of the tensor that follows each.
@@ -96,7 +90,7 @@ fn keys(
 ) -> Result<Vec<(String, Value)>> {
     let mut kv = source.kv().to_vec();
     let bits = |d: &TensorDesc| 8 * d.nbytes().unwrap_or(0);
-    let is_factor = |d: &&TensorDesc| Part::ALL.iter().any(|p| d.name.ends_with(p.suffix()));
+    let is_factor = |d: &&TensorDesc| Part::split(&d.name).is_some();
     let factor_bits: u64 = descriptors.iter().filter(is_factor).map(bits).sum();
     let all_bits: u64 = descriptors.iter().map(bits).sum();
     let weights: u64 = modules.iter().map(|(_, m)| m.d_out as u64 * m.d_in as u64).sum();
@@ -112,7 +106,7 @@ fn keys(
         (key::BPW, Value::F32((factor_bits as f64 / weights as f64) as f32)),
         (key::BPW_FILE, Value::F32((all_bits as f64 / n_params as f64) as f32)),
         (key::METHOD, format!("imported from a {layout} checkpoint, paths={paths}").as_str().into()),
-        (key::TOOL, concat!("littlebit-convert ", env!("CARGO_PKG_VERSION")).into()),
+        (key::TOOL, schema::TOOL.into()),
         (key::SEED, Value::U64(0)),
         (key::SOURCE_NAME, source.describe().as_str().into()),
         (
@@ -141,8 +135,7 @@ struct CheckpointData {
 
 impl TensorData for CheckpointData {
     fn read(&self, t: &TensorInfo, out: &mut Vec<u8>) -> Result<()> {
-        let part = Part::ALL.into_iter().find_map(|p| Some((t.name.strip_suffix(p.suffix())?, p)));
-        if let Some((base, part)) = part {
+        if let Some((base, part)) = Part::split(&t.name) {
             *out = schema::part_bytes(&*self.factors(base)?, part);
             return Ok(());
         }

@@ -110,7 +110,7 @@ impl Module {
             layout,
             d_out: d_out as usize,
             d_in: d_in as usize,
-            rotary_heads: slot.rotary_heads.map(|h| h as usize),
+            rotary_heads: slot.rotary_heads,
             paths,
             shard,
         }))
@@ -202,11 +202,9 @@ impl Taker<'_, '_, '_> {
             let (dtype, shape) = (at.entry.dtype, &at.entry.shape);
             return Err(self.fault(at, format!("{dtype} {shape:?}, I64 [2] is needed")));
         }
-        let mut bytes = Vec::new();
-        self.shards[at.shard].read(&at.entry, &mut bytes)?;
-        let number = |i: usize| i64::from_le_bytes(bytes[8 * i..8 * i + 8].try_into().expect("8 bytes"));
+        let numbers = self.shards[at.shard].read_i64(&at.entry)?;
         // Negative sizes are as wrong as 0.
-        Ok([0, 1].map(|i| usize::try_from(number(i)).unwrap_or(0)))
+        Ok([0, 1].map(|i| usize::try_from(numbers[i]).unwrap_or(0)))
     }
 
     /// All tensors of one path, whose names have `residual` in them.

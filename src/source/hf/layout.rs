@@ -13,7 +13,7 @@ pub(in crate::source) struct Slot {
     /// Sizes, slowest first.
     pub shape: Vec<u64>,
     /// Heads whose rows are interleaved in a GGUF.
-    pub rotary_heads: Option<u64>,
+    pub rotary_heads: Option<usize>,
     /// Whether a checkpoint may lack it.
     pub optional: bool,
 }
@@ -39,8 +39,8 @@ pub(super) fn slots(config: &Config) -> Vec<Slot> {
         for (part, d_out, d_in) in linears {
             let base = block(part);
             let rotary_heads = names::rotary("llama", &base).map(|rotary| match rotary {
-                Rotary::Queries => config.heads,
-                Rotary::Keys => config.kv_heads,
+                Rotary::Queries => config.heads as usize,
+                Rotary::Keys => config.kv_heads as usize,
             });
             slots.push(Slot { rotary_heads, ..slot(&base, "weight", &[d_out, d_in]) });
             slots.push(Slot { rotary_heads, optional: true, ..slot(&base, "bias", &[d_out]) });
@@ -72,12 +72,28 @@ pub(super) fn is_redundant(hf: &str, config: &Config) -> bool {
     hf.ends_with(".rotary_emb.inv_freq") || (hf == "lm_head.weight" && config.tied == Some(true))
 }
 
+/// [`interleave_rows`] where there are rotary heads.
+pub(crate) fn interleaved<T: Copy>(data: Vec<T>, heads: Option<usize>, rows: usize) -> Vec<T> {
+    match heads {
+        Some(heads) => interleave_rows(&data, heads, rows),
+        None => data,
+    }
+}
+
+/// [`separate_rows`] where there are rotary heads.
+pub(crate) fn separated<T: Copy>(data: Vec<T>, heads: Option<usize>, rows: usize) -> Vec<T> {
+    match heads {
+        Some(heads) => separate_rows(&data, heads, rows),
+        None => data,
+    }
+}
+
 /// Reorders the rows of a query or key projection from Hugging Face's halves to llama.cpp's pairs: the two rows that
 /// one rotary angle turns are `head/2` apart there and neighbours here. `data` holds `heads * head` rows of equal
 /// length.
 ///
 /// out[h][2 j + p] = data[h][p head/2 + j]
-pub(crate) fn interleave_rows<T: Copy>(data: &[T], heads: usize, rows: usize) -> Vec<T> {
+fn interleave_rows<T: Copy>(data: &[T], heads: usize, rows: usize) -> Vec<T> {
     permute_rows(data, heads, rows, |half, i| i % 2 * half + i / 2)
 }
 

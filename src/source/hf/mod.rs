@@ -9,13 +9,13 @@ pub mod pre_tokenizer;
 mod special;
 mod vocabulary;
 
-pub(crate) use layout::interleave_rows;
 pub use layout::separate_rows;
+pub(crate) use layout::{interleaved, separated};
 
 use super::shard::{Entry, Shard};
-use super::{SourceTensor, TensorSource, check_finite, describe, digest};
+use super::{SourceTensor, TensorSource, describe, digest};
 use crate::error::{Error, Result};
-use crate::gguf::{GgmlType, Value, dequantize, encode};
+use crate::gguf::{GgmlType, Value, encode};
 use config::{Config, rope_factors};
 pub(super) use layout::Slot;
 use layout::{is_redundant, slots};
@@ -60,7 +60,7 @@ enum Origin {
     /// `rope_freqs.weight`, computed from config.json.
     Computed(Vec<f32>),
     /// A tensor of a shard; its rows are interleaved for so many rotary heads.
-    Stored { shard: usize, entry: Entry, rotary_heads: Option<u64> },
+    Stored { shard: usize, entry: Entry, rotary_heads: Option<usize> },
 }
 
 /// Tensors of a checkpoint by name, with the shard that holds them.
@@ -163,16 +163,6 @@ fn map_tensors(
     }
 }
 
-/// Values of a stored tensor in the checkpoint's order.
-fn decode(shard: &Shard, entry: &Entry) -> Result<Vec<f32>> {
-    let mut bytes = Vec::new();
-    shard.read(entry, &mut bytes)?;
-    let mut values = vec![0.0; entry.shape.iter().product::<u64>() as usize];
-    dequantize(entry.float(&shard.path)?, &bytes, &mut values)
-        .map_err(|e| Error::tensor(&shard.path, &entry.name, e))?;
-    Ok(values)
-}
-
 impl TensorSource for HfSource {
     fn path(&self) -> &Path {
         &self.path
@@ -196,9 +186,7 @@ impl TensorSource for HfSource {
                 if entry.float(&self.shards[*shard].path)? == self.tensors[i].ty =>
             {
                 self.shards[*shard].read(entry, out)?;
-                if let Some(heads) = rotary_heads {
-                    *out = interleave_rows(out, *heads as usize, entry.shape[0] as usize);
-                }
+                *out = interleaved(std::mem::take(out), *rotary_heads, entry.shape[0] as usize);
                 Ok(())
             }
             _ => {
@@ -212,13 +200,8 @@ impl TensorSource for HfSource {
         match &self.origins[i] {
             Origin::Computed(values) => Ok(values.clone()),
             Origin::Stored { shard, entry, rotary_heads } => {
-                let shard = &self.shards[*shard];
-                let values = decode(shard, entry)?;
-                check_finite(&shard.path, &entry.name, &values)?;
-                Ok(match rotary_heads {
-                    Some(heads) => interleave_rows(&values, *heads as usize, entry.shape[0] as usize),
-                    None => values,
-                })
+                let values = self.shards[*shard].read_f32(entry)?;
+                Ok(interleaved(values, *rotary_heads, entry.shape[0] as usize))
             }
         }
     }
