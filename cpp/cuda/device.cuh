@@ -1,0 +1,58 @@
+// The few device operations that littlebit's kernels use, for nvcc and for the emulation on the host.
+//
+// Every floating-point operation is one IEEE operation, rounded to nearest even, with subnormal numbers: the integers
+// must be those of the CPU kernels. -use_fast_math would change them, so it is refused.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#ifdef LBK_EMULATE
+
+#include "emulate/machine.h" // threadIdx, blockIdx, __syncthreads, the collectives of a warp
+
+#else
+
+#if defined(__USE_FAST_MATH__) || defined(__CUDA_FTZ)
+#error "littlebit's kernels need IEEE arithmetic: compile them without -use_fast_math and -ftz=true"
+#endif
+
+#define LBK_KERNEL        extern "C" __global__ void
+#define LBK_BOUNDS(n)     __launch_bounds__(n)
+#define LBK_DEVICE        static __device__ __forceinline__
+#define LBK_SHARED(name)  extern __shared__ __align__(16) uint8_t name[]
+#define LBK_UNROLL        _Pragma("unroll")
+
+LBK_DEVICE float lbk_mul(float a, float b) { return __fmul_rn(a, b); }
+LBK_DEVICE float lbk_add(float a, float b) { return __fadd_rn(a, b); }
+LBK_DEVICE float lbk_div(float a, float b) { return __fdiv_rn(a, b); }
+LBK_DEVICE int   lbk_round(float a)        { return __float2int_rn(a); }
+LBK_DEVICE float lbk_float(int a)          { return __int2float_rn(a); }
+LBK_DEVICE uint32_t lbk_bits(float a)      { return __float_as_uint(a); }
+LBK_DEVICE float lbk_from_bits(uint32_t a) { return __uint_as_float(a); }
+
+LBK_DEVICE float lbk_half(uint16_t h) {
+    float f;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));
+    return f;
+}
+
+LBK_DEVICE uint32_t lbk_shuffle_xor(uint32_t v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
+
+// d += A B of a warp: A 16 x 32, B 32 x 8, bytes with sign, in the fragments of mma.m16n8k32
+LBK_DEVICE void lbk_mma(int d[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+#else
+#error "littlebit's kernels need compute capability 8.0"
+#endif
+}
+
+#endif
+
+struct alignas(8)  lbk_u32x2 { uint32_t x, y; };
+struct alignas(16) lbk_u32x4 { uint32_t x, y, z, w; };
+struct alignas(16) lbk_f32x4 { float x, y, z, w; };
