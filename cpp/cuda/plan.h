@@ -10,7 +10,7 @@ constexpr uint32_t LBK_FUSED_COLS = 8192;
 // Columns of activations up to which a block takes one row block, and splits the signs' columns over its warps.
 constexpr uint32_t LBK_SMALL_N = 16;
 
-enum lbk_kernel { LBK_QUANTIZE, LBK_FUSED, LBK_SMALL4, LBK_SMALL8, LBK_LARGE, LBK_N_KERNELS };
+enum lbk_kernel : uint32_t { LBK_QUANTIZE, LBK_FUSED, LBK_SMALL4, LBK_SMALL8, LBK_LARGE, LBK_N_KERNELS };
 
 // Names of the kernels in a module, in the order of lbk_kernel.
 constexpr const char * LBK_NAMES[LBK_N_KERNELS] = { "lbk_quantize", "lbk_fused", "lbk_small4", "lbk_small8", "lbk_large" };
@@ -54,7 +54,7 @@ inline lbk_plan lbk_make_plan(uint32_t rows, uint32_t cols, uint32_t n) {
     plan.launch[0] = { LBK_QUANTIZE, n, 1, LBK_QUANTIZE_THREADS, reduce };
     if (n <= LBK_SMALL_N) {
         const uint32_t width = n <= 4 ? 4 : 8;
-        plan.launch[1] = { width == 4 ? LBK_SMALL4 : LBK_SMALL8, blocks, (n + width - 1)/width, LBK_SMALL_THREADS,
+        plan.launch[1] = { width == 4 ? (uint32_t) LBK_SMALL4 : (uint32_t) LBK_SMALL8, blocks, (n + width - 1)/width, LBK_SMALL_THREADS,
                            LBK_SMALL_WARPS*width*32*4 };
     } else {
         plan.launch[1] = { LBK_LARGE, (blocks + LBK_LARGE_WARPS - 1)/LBK_LARGE_WARPS, (n + LBK_LARGE_N - 1)/LBK_LARGE_N,
