@@ -1,7 +1,8 @@
 // The few device operations that littlebit's kernels use, for nvcc and for the emulation on the host.
 //
 // Every floating-point operation is one IEEE operation, rounded to nearest even, with subnormal numbers: the integers
-// must be those of the CPU kernels. -use_fast_math would change them, so it is refused.
+// must be those of the CPU kernels. They are written as PTX, which -use_fast_math (ggml-cuda has it) does not touch.
+// Comparisons of floats would be touched; the kernels compare bit patterns.
 
 #pragma once
 
@@ -14,21 +15,42 @@
 
 #else
 
-#if defined(__USE_FAST_MATH__) || defined(__CUDA_FTZ)
-#error "littlebit's kernels need IEEE arithmetic: compile them without -use_fast_math and -ftz=true"
-#endif
-
 #define LBK_KERNEL        extern "C" __global__ void
 #define LBK_BOUNDS(n)     __launch_bounds__(n)
 #define LBK_DEVICE        static __device__ __forceinline__
 #define LBK_SHARED(name)  extern __shared__ __align__(16) uint8_t name[]
 #define LBK_UNROLL        _Pragma("unroll")
 
-LBK_DEVICE float lbk_mul(float a, float b) { return __fmul_rn(a, b); }
-LBK_DEVICE float lbk_add(float a, float b) { return __fadd_rn(a, b); }
-LBK_DEVICE float lbk_div(float a, float b) { return __fdiv_rn(a, b); }
-LBK_DEVICE int   lbk_round(float a)        { return __float2int_rn(a); }
-LBK_DEVICE float lbk_float(int a)          { return __int2float_rn(a); }
+LBK_DEVICE float lbk_mul(float a, float b) {
+    float r;
+    asm("mul.rn.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+    return r;
+}
+
+LBK_DEVICE float lbk_add(float a, float b) {
+    float r;
+    asm("add.rn.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+    return r;
+}
+
+LBK_DEVICE float lbk_div(float a, float b) {
+    float r;
+    asm("div.rn.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+    return r;
+}
+
+LBK_DEVICE int lbk_round(float a) {
+    int r;
+    asm("cvt.rni.s32.f32 %0, %1;" : "=r"(r) : "f"(a));
+    return r;
+}
+
+LBK_DEVICE float lbk_float(int a) {
+    float r;
+    asm("cvt.rn.f32.s32 %0, %1;" : "=f"(r) : "r"(a));
+    return r;
+}
+
 LBK_DEVICE uint32_t lbk_bits(float a)      { return __float_as_uint(a); }
 LBK_DEVICE float lbk_from_bits(uint32_t a) { return __uint_as_float(a); }
 

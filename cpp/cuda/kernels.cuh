@@ -26,22 +26,25 @@
 // the step of a column and its powers of two: Step::of
 struct lbk_step {
     float shift, step, unshift;
+    bool  usable;
 };
 
-LBK_DEVICE lbk_step lbk_step_of(uint32_t value_bits, uint32_t group_bits) {
-    const uint32_t infinity = 0x7f800000u;
-    lbk_step s = { 1.0f, lbk_from_bits(0x7fc00000u), 1.0f };
-    if (value_bits >= infinity || group_bits >= infinity) {
+LBK_DEVICE lbk_step lbk_step_of(uint32_t value, uint32_t group) {
+    // Magnitudes compare like their bit patterns.
+    const uint32_t infinity = 0x7f800000u, tiny = (127u - 90u) << 23;
+    lbk_step s = { 1.0f, lbk_from_bits(0x7fc00000u), 1.0f, false };
+    if (value >= infinity || group >= infinity) {
         return s;
     }
-    const float value = lbk_from_bits(value_bits), group = lbk_from_bits(group_bits);
-    if (value < lbk_from_bits((127u - 90u) << 23)) {
+    if (value < tiny) {
         s.shift   = lbk_from_bits((127u + 64u) << 23);
         s.unshift = lbk_from_bits((127u - 64u) << 23);
     }
-    const float by_value = lbk_div(lbk_mul(value, s.shift), 8191.0f);
-    const float by_group = lbk_div(lbk_mul(group, s.shift), 16381.0f);
-    s.step = by_value > by_group ? by_value : by_group;
+    const uint32_t by_value = lbk_bits(lbk_div(lbk_mul(lbk_from_bits(value), s.shift), 8191.0f));
+    const uint32_t by_group = lbk_bits(lbk_div(lbk_mul(lbk_from_bits(group), s.shift), 16381.0f));
+    const uint32_t step = by_value > by_group ? by_value : by_group;
+    s.step   = lbk_from_bits(step);
+    s.usable = step > 0 && step < infinity;
     return s;
 }
 
@@ -115,11 +118,10 @@ LBK_DEVICE lbk_column lbk_quantize_column(const float * x, const uint16_t * pre,
     }
 
     const lbk_step s = lbk_step_of(value, group);
-    const bool usable = s.step > 0.0f;
     uint32_t total = 0;
     for (uint32_t i = threadIdx.x; i < plane/4; i += blockDim.x) {
         uint32_t low = 0, high = 0;
-        if (usable && i < groups) {
+        if (s.usable && i < groups) {
             float v[4];
             lbk_load4(x, pre, cols, i, v);
             LBK_UNROLL
