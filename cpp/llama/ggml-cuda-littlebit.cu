@@ -1,7 +1,7 @@
 #include "ggml-cuda-littlebit.h"
 #include "littlebit-node.h"
 
-#include "ggml-cuda/common.cuh"
+#include "ggml-cuda/common.cuh" // of the host model in tests
 #include "../cuda/launch.h"
 
 // Sums stay below 2^31 up to here.
