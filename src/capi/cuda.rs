@@ -92,7 +92,11 @@ unsafe fn shape(stage: *const lb_stage, n: usize) -> Outcome<Shape> {
 /// Bytes of device memory that lb_cuda_stage_run needs for n columns; 0 where it needs none. Only the sizes in
 /// stage are looked at. Needs no CUDA.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn lb_cuda_stage_work_size(stage: *const lb_stage, n: usize, out: *mut usize) -> lb_status {
+pub unsafe extern "C" fn lb_cuda_stage_work_size(
+    stage: *const lb_stage,
+    n: usize,
+    out: *mut usize,
+) -> lb_status {
     guard(|| {
         // SAFETY: a stage by the caller's promise.
         let shape = unsafe { shape(stage, n) }?;

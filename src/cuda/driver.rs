@@ -34,7 +34,8 @@ fn checked(call: &'static str, result: CUresult) -> Result<(), Failure> {
     }
     let mut text = std::ptr::null();
     // SAFETY: writes a pointer to a static string, or NULL for a number it does not know.
-    let known = unsafe { sys::cuGetErrorString(result, &mut text) } == CUresult::CUDA_SUCCESS && !text.is_null();
+    let known =
+        unsafe { sys::cuGetErrorString(result, &mut text) } == CUresult::CUDA_SUCCESS && !text.is_null();
     let reason = if known {
         // SAFETY: a static C string.
         unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
@@ -68,7 +69,9 @@ impl Module {
     fn load() -> Result<Self, Failure> {
         // SAFETY: opens the driver's library, whose initializers are trusted as in any CUDA program.
         if !unsafe { sys::is_culib_present() } {
-            return Err(Failure::Absent("the NVIDIA driver's library (libcuda) is not on this machine".into()));
+            return Err(Failure::Absent(
+                "the NVIDIA driver's library (libcuda) is not on this machine".into(),
+            ));
         }
         // SAFETY: may be called any number of times.
         let result = unsafe { sys::cuInit(0) };
@@ -78,7 +81,8 @@ impl Module {
         // SAFETY: writes a number.
         checked("cuCtxGetDevice", unsafe { sys::cuCtxGetDevice(&mut device) })?;
         use sys::CUdevice_attribute::{
-            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
+            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
+            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
         };
         let attribute = |which| {
             let mut value = 0;
@@ -89,7 +93,9 @@ impl Module {
         let capability = (attribute(MAJOR)?, attribute(MINOR)?);
         if capability < OLDEST {
             let (major, minor) = capability;
-            return Err(Failure::Absent(format!("the device has compute capability {major}.{minor}, 8.0 is needed")));
+            return Err(Failure::Absent(format!(
+                "the device has compute capability {major}.{minor}, 8.0 is needed"
+            )));
         }
 
         let mut module = null_mut();
@@ -114,7 +120,9 @@ impl Module {
     /// may use until the launches are done; `tile` is aligned to 4, `n > 0`, `cols <= 2^18`.
     pub unsafe fn run(&self, mut args: Args, work: u64, stream: u64) -> Result<(), Failure> {
         if current()? != self.context {
-            return Err(Failure::Context("the calling thread has another CUDA context than lb_cuda_open saw".into()));
+            return Err(Failure::Context(
+                "the calling thread has another CUDA context than lb_cuda_open saw".into(),
+            ));
         }
         debug_assert!(work_bytes(args.cols, args.n) == 0 || work.is_multiple_of(16));
         args.columns = work;

@@ -25,7 +25,11 @@ fn opening_without_cuda_is_a_status() {
     }
     assert_eq!((status, cuda), (LB_ERROR_NO_CUDA, null_mut()));
     assert!(message().starts_with("no CUDA: "), "{}", message());
-    assert!(message().contains(if cfg!(feature = "cuda") { "driver" } else { "built without" }), "{}", message());
+    assert!(
+        message().contains(if cfg!(feature = "cuda") { "driver" } else { "built without" }),
+        "{}",
+        message()
+    );
 }
 
 #[test]
@@ -61,7 +65,20 @@ fn running_without_a_handle_is_refused() {
     let (x, mut y) = ([0f32; 45], [0f32; 64]);
     // SAFETY: refused before anything is used.
     let status = unsafe {
-        lb_cuda_stage_run(null(), &v, x.as_ptr(), 45, 1, null(), 0, y.as_mut_ptr(), 64, null_mut(), 0, null_mut())
+        lb_cuda_stage_run(
+            null(),
+            &v,
+            x.as_ptr(),
+            45,
+            1,
+            null(),
+            0,
+            y.as_mut_ptr(),
+            64,
+            null_mut(),
+            0,
+            null_mut(),
+        )
     };
     assert_eq!(status, LB_ERROR_NULL_POINTER);
     assert!(message().contains("cuda"), "{}", message());

@@ -42,4 +42,3 @@ impl<T> Drop for Guarded<T> {
         unsafe { libc::munmap(self.base.cast(), self.bytes) };
     }
 }
-

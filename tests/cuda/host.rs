@@ -25,7 +25,17 @@ fn build() -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("cpp/cuda/emulate");
     let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join("libemulate.so");
     let output = Command::new("c++")
-        .args(["-std=c++17", "-O1", "-g", "-fPIC", "-shared", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"])
+        .args([
+            "-std=c++17",
+            "-O1",
+            "-g",
+            "-fPIC",
+            "-shared",
+            "-ffp-contract=off",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+        ])
         // nvcc's pragma; a misaligned vector load would be a fault on the device
         .args(["-Wno-unknown-pragmas", "-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"])
         .args(["emulate.cpp", "machine.cpp"].map(|f| source.join(f)))

@@ -70,7 +70,8 @@ fn expected(case: &Case, d: &Data) -> Vec<f32> {
 }
 
 fn same(a: &[f32], b: &[f32]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan()))
+    a.len() == b.len()
+        && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan()))
 }
 
 /// Runs a case on the host model, every buffer at the end of its pages, and compares bits.
@@ -169,7 +170,10 @@ fn extreme_activations_give_the_bits_of_the_scalar_kernel() {
         ("subnormal", |_, r| r.normal() * 1e-42),
         ("tiny", |_, r| r.normal() * 1e-30),
         ("outliers", |i, r| if i % 101 == 7 { 300.0 * r.normal() } else { r.normal() }),
-        ("not finite", |i, r| if i % 113 == 50 { [f32::NAN, f32::INFINITY, f32::MAX][i % 3] } else { r.normal() }),
+        (
+            "not finite",
+            |i, r| if i % 113 == 50 { [f32::NAN, f32::INFINITY, f32::MAX][i % 3] } else { r.normal() },
+        ),
     ];
     for (what, fill) in fills {
         for n in [1, 3, 12, 18] {
