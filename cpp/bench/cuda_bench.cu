@@ -1,7 +1,7 @@
 // The CUDA kernels on a real GPU: bits against the CPU oracle (liblittlebit's scalar kernel), time against cuBLAS F16.
 // Needs neither network nor Rust nor an installed CUDA; cuBLAS is opened at run time and left out where it is missing.
 //
-//   cuda-bench check             exit 1 if a bit differs
+//   cuda-bench check             exit 1 if a bit differs, launched by launch.cu and by lb_cuda_stage_run
 //   cuda-bench speed [SECONDS]   a table of layers; time per line, default 0.5
 //
 // scripts/bench-cuda builds and runs it.
@@ -67,7 +67,7 @@ static size_t tile_bytes(uint32_t rows, uint32_t cols) { return (size_t) (rows +
 // bits
 //
 
-static bool check_stage(uint32_t rows, uint32_t cols, uint32_t n, bool pre, bool add, uint32_t gap) {
+static bool check_stage(lb_cuda * cuda, uint32_t rows, uint32_t cols, uint32_t n, bool pre, bool add, uint32_t gap) {
     const auto tile  = filled<uint8_t>(tile_bytes(rows, cols), [] { return (uint8_t) random_bits(); });
     const auto g     = filled<uint16_t>(cols, [] { return random_half(0); });
     const auto post  = filled<uint16_t>(rows, [] { return random_half(3); });
@@ -109,19 +109,39 @@ static bool check_stage(uint32_t rows, uint32_t cols, uint32_t n, bool pre, bool
     args.rows = rows;
     args.cols = cols;
     args.n = n;
-    CHECK(lbk_run(args, work.p, nullptr));
-    CHECK(cudaDeviceSynchronize());
-    std::vector<float> y(start.size());
-    CHECK(cudaMemcpy(y.data(), d_y.p, y.size()*sizeof(float), cudaMemcpyDeviceToHost));
-    const bool same = memcmp(y.data(), want.data(), y.size()*sizeof(float)) == 0;
-    if (!same) {
-        printf("DIFFERS: %u x %u, n = %u, pre %d, add %d, gap %u\n", rows, cols, n, pre, add, gap);
+    stage.tile = d_tile.p;
+    stage.pre  = args.pre;
+    stage.post = args.post;
+    bool all = true;
+    for (const bool by_abi : { false, true }) {
+        CHECK(cudaMemcpy(d_y.p, start.data(), start.size()*sizeof(float), cudaMemcpyHostToDevice));
+        if (!by_abi) {
+            CHECK(lbk_run(args, work.p, nullptr));
+        } else if (lb_cuda_stage_work_size(&stage, n, &size) != LB_OK ||
+                   lb_cuda_stage_run(cuda, &stage, args.x, xs, n, args.add, ys, args.y, ys, work.p, size, nullptr) != LB_OK) {
+            fprintf(stderr, "lb_cuda_stage_run: %s\n", lb_last_error_message());
+            exit(2);
+        }
+        CHECK(cudaDeviceSynchronize());
+        std::vector<float> y(start.size());
+        CHECK(cudaMemcpy(y.data(), d_y.p, y.size()*sizeof(float), cudaMemcpyDeviceToHost));
+        const bool same = memcmp(y.data(), want.data(), y.size()*sizeof(float)) == 0;
+        if (!same) {
+            printf("DIFFERS: %u x %u, n = %u, pre %d, add %d, gap %u, C ABI %d\n", rows, cols, n, pre, add, gap, by_abi);
+        }
+        all = all && same;
     }
-    return same;
+    return all;
 }
 
 static int check_all() {
     if (lb_kernel_force("scalar") != LB_OK) {
+        return 2;
+    }
+    lb_cuda * cuda = nullptr;
+    CHECK(cudaSetDevice(0)); // gives the thread its context
+    if (lb_cuda_open(&cuda) != LB_OK) {
+        fprintf(stderr, "lb_cuda_open: %s\n", lb_last_error_message());
         return 2;
     }
     int stages = 0, bad = 0;
@@ -129,10 +149,11 @@ static int check_all() {
             { 576, 1536 }, { 1152, 4096 }, { 320, 8192 }, { 320, 8193 }, { 640, 28672 } }) {
         for (uint32_t n : { 1, 2, 4, 5, 8, 15, 16, 17, 32, 33, 70 }) {
             const bool odd = (rows + n)%2;
-            bad += !check_stage(rows, cols, n, odd, !odd, n%3);
+            bad += !check_stage(cuda, rows, cols, n, odd, !odd, n%3);
             ++stages;
         }
     }
+    lb_cuda_free(cuda);
     printf("%d stages, %d differ from the scalar kernel of the CPU\n", stages, bad);
     return bad ? 1 : 0;
 }
