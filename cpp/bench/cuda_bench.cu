@@ -94,7 +94,7 @@ static bool check_stage(lb_cuda * cuda, uint32_t rows, uint32_t cols, uint32_t n
         exit(2);
     }
 
-    device<uint8_t> d_tile(tile), work(lbk_work_bytes(cols, n));
+    device<uint8_t> d_tile(tile), work(lbk_work_bytes(rows, cols, n));
     device<uint16_t> d_g(g), d_post(post);
     device<float> d_x(x), d_y(start);
     lbk_args args = {};
@@ -252,7 +252,7 @@ static void speed_of(cublas * blas, cudaStream_t stream, uint32_t d_out, uint32_
     const auto scale = [](size_t k) { return device<uint16_t>(filled<uint16_t>(k, [] { return random_half(2); })); };
     const device<uint16_t> g = scale(d_in), l = scale(rank), h = scale(d_out);
     const device<float> x(filled<float>((size_t) d_in*n, random_float)), t((size_t) rank*n), y((size_t) d_out*n);
-    const device<uint8_t> work(std::max(lbk_work_bytes(d_in, n), lbk_work_bytes(rank, n)));
+    const device<uint8_t> work(std::max(lbk_work_bytes(rank, d_in, n), lbk_work_bytes(d_out, rank, n)));
     const cudaGraphExec_t ours = captured(stream, [&] {
         for (const layer & f : factors) {
             lbk_args a = {};

@@ -15,6 +15,18 @@ constexpr uint32_t LBK_LARGE_WARPS   = 4;
 constexpr uint32_t LBK_LARGE_N       = 32;  // columns of activations of a block
 constexpr uint32_t LBK_LARGE_STRIDE  = 160; // bytes from one plane to the next in shared memory: no bank conflicts
 constexpr uint32_t LBK_SCRATCH       = 256; // bytes for reductions over the warps of a block
+constexpr uint32_t LBK_EXTENTS       = 32;  // blocks that look for the extent of one wide column
+
+#ifdef __CUDACC__
+#define LBK_BOTH __host__ __device__
+#else
+#define LBK_BOTH
+#endif
+
+// Columns of signs of each of `slices` parts of a wide stage, whole chunks.
+LBK_BOTH constexpr uint32_t lbk_slice_cols(uint32_t cols, uint32_t slices) {
+    return ((cols + LBK_CHUNK - 1)/LBK_CHUNK + slices - 1)/slices*LBK_CHUNK;
+}
 
 // One quantized column: s.q of a row of signs with bits b is 2 sum(b q) - sum.
 struct lbk_column {
@@ -32,8 +44,9 @@ struct lbk_args {
     const uint16_t * post;    // f16, may be null
     const float    * add;     // may be null, may be y
     float          * y;
-    lbk_column     * columns; // n, unused by lbk_fused
+    lbk_column     * columns; // n
     uint8_t        * planes;  // n times a low and a high plane
+    uint32_t       * split;   // of lbk_split: LBK_EXTENTS pairs, a counter a row block, 32 sums a row block and slice
     uint64_t x_stride, add_stride, y_stride; // floats
     uint32_t rows, cols, n;
     uint32_t plane;           // bytes of a plane

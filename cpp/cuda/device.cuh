@@ -60,6 +60,12 @@ LBK_DEVICE float lbk_half(uint16_t h) {
     return f;
 }
 
+// Between blocks of a launch: what a block wrote before it took a ticket is seen by those that took a later one and read
+// past the first-level cache.
+LBK_DEVICE void     lbk_fence()                        { __threadfence(); }
+LBK_DEVICE uint32_t lbk_ticket(uint32_t * counter)     { return atomicAdd(counter, 1u); }
+LBK_DEVICE uint32_t lbk_load_fresh(const uint32_t * p) { return __ldcg(p); }
+
 LBK_DEVICE uint32_t lbk_shuffle_xor(uint32_t v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
 
 // d += A B of a warp: A 16 x 32, B 32 x 8, bytes with sign, in the fragments of mma.m16n8k32

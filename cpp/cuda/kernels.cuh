@@ -79,51 +79,68 @@ LBK_DEVICE void lbk_load4(const float * x, const uint16_t * pre, uint32_t cols, 
 
 LBK_DEVICE uint32_t lbk_max(uint32_t a, uint32_t b) { return a > b ? a : b; }
 
-// Quantizes a column with all threads of the block into two planes of `plane` bytes, zeros after the last column. The
-// planes may be read after the caller's next barrier. scratch: LBK_SCRATCH bytes of shared memory.
-LBK_DEVICE lbk_column lbk_quantize_column(const float * x, const uint16_t * pre, uint32_t cols, uint32_t plane,
-        uint8_t * planes, uint32_t * scratch) {
-    const uint32_t warps = blockDim.x/32, warp = threadIdx.x/32;
-    const uint32_t groups = (cols + 3)/4;
-    const uint32_t abs = 0x7fffffffu;
+// Extent: bit patterns of magnitudes, which order like the values, infinity and NaN on top.
+struct lbk_extent_bits {
+    uint32_t value, group;
+};
 
-    // Bit patterns of magnitudes order like the values, infinity and NaN on top.
-    uint32_t value = 0, group = 0;
-    for (uint32_t i = threadIdx.x; i < groups; i += blockDim.x) {
+// of the groups of four `first`, `first + step`, ...
+LBK_DEVICE lbk_extent_bits lbk_extent_of(const float * x, const uint16_t * pre, uint32_t cols, uint32_t first, uint32_t step) {
+    const uint32_t abs = 0x7fffffffu;
+    lbk_extent_bits e = { 0, 0 };
+    for (uint32_t i = first; i < (cols + 3)/4; i += step) {
         float v[4];
         lbk_load4(x, pre, cols, i, v);
         uint32_t b[4];
         LBK_UNROLL
         for (int j = 0; j < 4; ++j) {
             b[j] = lbk_bits(v[j]) & abs;
-            value = lbk_max(value, b[j]);
+            e.value = lbk_max(e.value, b[j]);
         }
         const float sum = lbk_add(lbk_add(lbk_from_bits(b[0]), lbk_from_bits(b[1])),
                                   lbk_add(lbk_from_bits(b[2]), lbk_from_bits(b[3])));
-        group = lbk_max(group, lbk_bits(sum) & abs);
+        e.group = lbk_max(e.group, lbk_bits(sum) & abs);
     }
+    return e;
+}
+
+// the largest of a warp, in all its lanes
+LBK_DEVICE lbk_extent_bits lbk_warp_max(lbk_extent_bits e) {
     LBK_UNROLL
     for (int mask = 16; mask > 0; mask /= 2) {
-        value = lbk_max(value, lbk_shuffle_xor(value, mask));
-        group = lbk_max(group, lbk_shuffle_xor(group, mask));
+        e.value = lbk_max(e.value, lbk_shuffle_xor(e.value, mask));
+        e.group = lbk_max(e.group, lbk_shuffle_xor(e.group, mask));
     }
+    return e;
+}
+
+// The largest of the block, in all threads. Uses words 0..31 of scratch (LBK_SCRATCH bytes of shared memory).
+LBK_DEVICE lbk_extent_bits lbk_block_max(lbk_extent_bits e, uint32_t * scratch) {
+    const uint32_t warps = blockDim.x/32, warp = threadIdx.x/32;
+    e = lbk_warp_max(e);
     if (threadIdx.x % 32 == 0) {
-        scratch[warp]      = value;
-        scratch[16 + warp] = group;
+        scratch[warp]      = e.value;
+        scratch[16 + warp] = e.group;
     }
     __syncthreads();
     for (uint32_t w = 0; w < warps; ++w) {
-        value = lbk_max(value, scratch[w]);
-        group = lbk_max(group, scratch[16 + w]);
+        e.value = lbk_max(e.value, scratch[w]);
+        e.group = lbk_max(e.group, scratch[16 + w]);
     }
+    return e;
+}
 
-    const lbk_step s = lbk_step_of(value, group);
+// Quantizes `plane` columns from `from` (a multiple of 4) with all threads of the block into two planes, zeros beyond the
+// last column. Ends in a barrier. Returns the sum of the integers. Uses words 32..47 of scratch.
+LBK_DEVICE uint32_t lbk_quantize_part(const float * x, const uint16_t * pre, uint32_t cols, uint32_t from, uint32_t plane,
+        uint8_t * planes, lbk_step s, uint32_t * scratch) {
+    const uint32_t warps = blockDim.x/32, warp = threadIdx.x/32;
     uint32_t total = 0;
     for (uint32_t i = threadIdx.x; i < plane/4; i += blockDim.x) {
         uint32_t low = 0, high = 0;
-        if (s.usable && i < groups) {
+        if (s.usable && from + 4*i < cols) {
             float v[4];
-            lbk_load4(x, pre, cols, i, v);
+            lbk_load4(x, pre, cols, from/4 + i, v);
             LBK_UNROLL
             for (int j = 0; j < 4; ++j) {
                 const int q = lbk_round(lbk_div(lbk_mul(v[j], s.shift), s.step));
@@ -139,7 +156,6 @@ LBK_DEVICE lbk_column lbk_quantize_column(const float * x, const uint16_t * pre,
     for (int mask = 16; mask > 0; mask /= 2) {
         total += lbk_shuffle_xor(total, mask);
     }
-    // scratch + 32 was not read before, so no barrier is needed to write it
     if (threadIdx.x % 32 == 0) {
         scratch[32 + warp] = total;
     }
@@ -148,6 +164,15 @@ LBK_DEVICE lbk_column lbk_quantize_column(const float * x, const uint16_t * pre,
     for (uint32_t w = 0; w < warps; ++w) {
         total += scratch[32 + w];
     }
+    return total;
+}
+
+// a whole column by one block
+LBK_DEVICE lbk_column lbk_quantize_column(const float * x, const uint16_t * pre, uint32_t cols, uint32_t plane,
+        uint8_t * planes, uint32_t * scratch) {
+    const lbk_extent_bits e = lbk_block_max(lbk_extent_of(x, pre, cols, threadIdx.x, blockDim.x), scratch);
+    const lbk_step s = lbk_step_of(e.value, e.group);
+    const uint32_t total = lbk_quantize_part(x, pre, cols, 0, plane, planes, s, scratch);
     const lbk_column column = { s.step, s.unshift, (int32_t) total, 0 };
     return column;
 }
@@ -190,10 +215,12 @@ LBK_DEVICE lbk_signs lbk_expand_signs(uint32_t word) {
     return s;
 }
 
+// s.q from the sum over the set bits
+LBK_DEVICE uint32_t lbk_signed_sum(uint32_t bits, uint32_t total) { return 2*bits - total; }
+
 // The order of operations is that of `finish` in src/kernel/scalar.rs.
-LBK_DEVICE void lbk_finish(const lbk_args & a, lbk_column column, uint32_t bits, uint32_t row, uint32_t t) {
-    const int32_t sum = (int32_t) (2*bits - (uint32_t) column.sum);
-    float v = lbk_mul(lbk_mul(lbk_float(sum), column.step), column.unshift);
+LBK_DEVICE void lbk_finish(const lbk_args & a, float step, float unshift, uint32_t sum, uint32_t row, uint32_t t) {
+    float v = lbk_mul(lbk_mul(lbk_float((int32_t) sum), step), unshift);
     if (a.post) {
         v = lbk_mul(v, lbk_half(a.post[row]));
     }
@@ -203,13 +230,13 @@ LBK_DEVICE void lbk_finish(const lbk_args & a, lbk_column column, uint32_t bits,
     a.y[t*a.y_stride + row] = v;
 }
 
-// One row block of 4*NT columns from `first`, the signs' columns split over the warps. planes and column state begin at
-// column 0. partial: LBK_SMALL_WARPS * 4*NT * 32 words of shared memory.
+// `bytes` byte columns of one row block times 4*NT columns from `first` of `n`, the byte columns split over the warps.
+// planes: of column 0, `plane` bytes each. partial: LBK_SMALL_WARPS * 4*NT * 32 words of shared memory. Returns the sum
+// over set bits for row threadIdx.x % 32 and column first + threadIdx.x / 32, if threadIdx.x < 128*NT.
 template <int NT>
-LBK_DEVICE void lbk_row_block(const lbk_args & a, const uint8_t * planes, uint32_t first, uint32_t * partial, uint32_t sums[]) {
+LBK_DEVICE uint32_t lbk_row_block(const uint32_t * words, uint32_t bytes, const uint8_t * planes, uint32_t plane,
+        uint32_t n, uint32_t first, uint32_t * partial) {
     const uint32_t warp = threadIdx.x/32, lane = threadIdx.x%32, g = lane/4, t = lane%4;
-    const uint32_t bytes = (a.cols + 15)/16*2; // byte columns of the tile
-    const uint32_t * words = (const uint32_t *) (a.tile + (size_t) blockIdx.x*bytes*32);
     int acc[2][NT][4] = {};
 #pragma unroll 4
     for (uint32_t from = 4*warp; from < bytes; from += 4*LBK_SMALL_WARPS) {
@@ -219,8 +246,8 @@ LBK_DEVICE void lbk_row_block(const lbk_args & a, const uint8_t * planes, uint32
         for (int i = 0; i < NT; ++i) {
             const uint32_t column = first + 4*i + g/2;
             lbk_u32x2 b = { 0, 0 };
-            if (column < a.n) {
-                b = *(const lbk_u32x2 *) (planes + ((size_t) column*2 + g%2)*a.plane + 8*byte);
+            if (column < n) {
+                b = *(const lbk_u32x2 *) (planes + ((size_t) column*2 + g%2)*plane + 8*byte);
             }
             lbk_mma(acc[0][i], s.a[0][0], s.a[0][1], s.a[0][2], s.a[0][3], b.x, b.y);
             lbk_mma(acc[1][i], s.a[1][0], s.a[1][1], s.a[1][2], s.a[1][3], b.x, b.y);
@@ -236,23 +263,31 @@ LBK_DEVICE void lbk_row_block(const lbk_args & a, const uint8_t * planes, uint32
         *(lbk_u32x4 *) (partial + ((warp*NT + i)*4 + t)*32 + 4*g) = four;
     }
     __syncthreads();
-    // thread = 32*column + row
-    sums[0] = 0;
+    uint32_t sum = 0;
     if (threadIdx.x < NT*128) {
         for (uint32_t w = 0; w < LBK_SMALL_WARPS; ++w) {
-            sums[0] += partial[w*NT*128 + threadIdx.x];
+            sum += partial[w*NT*128 + threadIdx.x];
         }
     }
+    return sum;
+}
+
+// byte columns of the tile, and its words for a row block
+LBK_DEVICE uint32_t lbk_byte_cols(const lbk_args & a) { return (a.cols + 15)/16*2; }
+
+LBK_DEVICE const uint32_t * lbk_words(const lbk_args & a, uint32_t block) {
+    return (const uint32_t *) (a.tile + (size_t) block*lbk_byte_cols(a)*32);
 }
 
 template <int NT>
 LBK_DEVICE void lbk_small(const lbk_args & a, uint8_t * shared) {
     const uint32_t first = blockIdx.y*4*NT;
-    uint32_t sum[1];
-    lbk_row_block<NT>(a, a.planes, first, (uint32_t *) shared, sum);
+    const uint32_t bits = lbk_row_block<NT>(lbk_words(a, blockIdx.x), lbk_byte_cols(a), a.planes, a.plane, a.n, first,
+            (uint32_t *) shared);
     const uint32_t t = first + threadIdx.x/32, row = blockIdx.x*32 + threadIdx.x%32;
     if (threadIdx.x < NT*128 && t < a.n && row < a.rows) {
-        lbk_finish(a, a.columns[t], sum[0], row, t);
+        const lbk_column c = a.columns[t];
+        lbk_finish(a, c.step, c.unshift, lbk_signed_sum(bits, (uint32_t) c.sum), row, t);
     }
 }
 
@@ -274,11 +309,68 @@ LBK_KERNEL LBK_BOUNDS(LBK_SMALL_THREADS) lbk_fused(lbk_args a) {
     uint8_t  * planes  = shared + LBK_SCRATCH + LBK_SMALL_WARPS*4*32*4;
     // ends in a barrier, after which the planes are complete
     const lbk_column column = lbk_quantize_column(a.x, a.pre, a.cols, a.plane, planes, (uint32_t *) shared);
-    uint32_t sum[1];
-    lbk_row_block<1>(a, planes, 0, partial, sum);
+    const uint32_t bits = lbk_row_block<1>(lbk_words(a, blockIdx.x), lbk_byte_cols(a), planes, a.plane, 1, 0, partial);
     const uint32_t row = blockIdx.x*32 + threadIdx.x;
     if (threadIdx.x < 32 && row < a.rows) {
-        lbk_finish(a, column, sum[0], row, 0);
+        lbk_finish(a, column.step, column.unshift, lbk_signed_sum(bits, (uint32_t) column.sum), row, 0);
+    }
+}
+
+// One column that is too wide for lbk_fused, in two launches: this one finds its extent and clears the counters of the
+// next. grid: LBK_EXTENTS blocks
+LBK_KERNEL LBK_BOUNDS(LBK_SMALL_THREADS) lbk_extent(lbk_args a) {
+    LBK_SHARED(shared);
+    const uint32_t thread = blockIdx.x*blockDim.x + threadIdx.x, threads = gridDim.x*blockDim.x;
+    for (uint32_t i = thread; i < (a.rows + 31)/32; i += threads) {
+        a.split[2*LBK_EXTENTS + i] = 0;
+    }
+    const lbk_extent_bits e = lbk_block_max(lbk_extent_of(a.x, a.pre, a.cols, thread, threads), (uint32_t *) shared);
+    if (threadIdx.x == 0) {
+        a.split[2*blockIdx.x]     = e.value;
+        a.split[2*blockIdx.x + 1] = e.group;
+    }
+}
+
+// The second launch: a block takes one row block and one slice of the columns, which it quantizes for itself; the last
+// block of a row block adds up the slices. grid: row blocks x slices
+LBK_KERNEL LBK_BOUNDS(LBK_SMALL_THREADS) lbk_split(lbk_args a) {
+    LBK_SHARED(shared);
+    uint32_t * scratch = (uint32_t *) shared;
+    uint32_t * partial = (uint32_t *) (shared + LBK_SCRATCH);
+    uint8_t  * planes  = shared + LBK_SCRATCH + LBK_SMALL_WARPS*4*32*4;
+    uint32_t * counter = a.split + 2*LBK_EXTENTS + blockIdx.x;
+    uint32_t * sums    = a.split + 2*LBK_EXTENTS + gridDim.x + (size_t) blockIdx.x*gridDim.y*32;
+    const uint32_t plane = lbk_slice_cols(a.cols, gridDim.y), from = blockIdx.y*plane;
+
+    // every warp has one extent a lane
+    const uint32_t lane = threadIdx.x%32;
+    lbk_extent_bits e = { a.split[2*lane], a.split[2*lane + 1] };
+    e = lbk_warp_max(e);
+    const lbk_step s = lbk_step_of(e.value, e.group);
+    const uint32_t total = lbk_quantize_part(a.x, a.pre, a.cols, from, plane, planes, s, scratch);
+    const uint32_t all = lbk_byte_cols(a), byte = from/8;
+    const uint32_t bytes = byte >= all ? 0 : (all - byte < plane/8 ? all - byte : plane/8);
+    const uint32_t bits = lbk_row_block<1>(lbk_words(a, blockIdx.x) + (size_t) byte*8, bytes, planes, plane, 1, 0, partial);
+    if (threadIdx.x < 32) {
+        sums[blockIdx.y*32 + threadIdx.x] = lbk_signed_sum(bits, total);
+        lbk_fence();
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        scratch[0] = lbk_ticket(counter);
+    }
+    __syncthreads();
+    if (scratch[0] + 1 != gridDim.y || threadIdx.x >= 32) {
+        return;
+    }
+    lbk_fence();
+    uint32_t sum = 0;
+    for (uint32_t i = 0; i < gridDim.y; ++i) {
+        sum += lbk_load_fresh(sums + i*32 + threadIdx.x);
+    }
+    const uint32_t row = blockIdx.x*32 + threadIdx.x;
+    if (row < a.rows) {
+        lbk_finish(a, s.step, s.unshift, sum, row, 0);
     }
 }
 
@@ -317,10 +409,10 @@ LBK_KERNEL LBK_BOUNDS(LBK_LARGE_WARPS*32) lbk_large(lbk_args a) {
     constexpr int NT = LBK_LARGE_N/4, STEPS = LBK_CHUNK/32;
     const uint32_t warp = threadIdx.x/32, lane = threadIdx.x%32, g = lane/4, t = lane%4;
     const uint32_t block = blockIdx.x*LBK_LARGE_WARPS + warp, first = blockIdx.y*LBK_LARGE_N;
-    const uint32_t bytes = (a.cols + 15)/16*2;
+    const uint32_t bytes = lbk_byte_cols(a);
     // A warp beyond the last row block helps to carry panels and multiplies zeros.
     const uint32_t present = block < (a.rows + 31)/32 ? bytes : 0;
-    const uint32_t * words = (const uint32_t *) (a.tile + (size_t) block*bytes*32);
+    const uint32_t * words = lbk_words(a, block);
     const uint32_t chunks = a.plane/LBK_CHUNK;
 
     auto load_word = [&](uint32_t chunk, int step) {
@@ -380,7 +472,8 @@ LBK_KERNEL LBK_BOUNDS(LBK_LARGE_WARPS*32) lbk_large(lbk_args a) {
         for (int r = 0; r < 4; ++r) {
             const uint32_t row = block*32 + 4*g + r;
             if (row < a.rows) {
-                lbk_finish(a, c, (uint32_t) acc[r/2][i][r%2*2] + 128*(uint32_t) acc[r/2][i][r%2*2 + 1], row, column);
+                const uint32_t bits = (uint32_t) acc[r/2][i][r%2*2] + 128*(uint32_t) acc[r/2][i][r%2*2 + 1];
+                lbk_finish(a, c.step, c.unshift, lbk_signed_sum(bits, (uint32_t) c.sum), row, column);
             }
         }
     }

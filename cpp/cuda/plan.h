@@ -7,13 +7,17 @@
 
 // Columns of signs that one launch can quantize for itself: their two planes stand in shared memory.
 constexpr uint32_t LBK_FUSED_COLS = 8192;
+// About so many columns of signs has a slice of a wider stage for one column of activations.
+constexpr uint32_t LBK_SLICE = 4096;
 // Columns of activations up to which a block takes one row block, and splits the signs' columns over its warps.
 constexpr uint32_t LBK_SMALL_N = 16;
 
-enum lbk_kernel : uint32_t { LBK_QUANTIZE, LBK_FUSED, LBK_SMALL4, LBK_SMALL8, LBK_LARGE, LBK_N_KERNELS };
+enum lbk_kernel : uint32_t { LBK_QUANTIZE, LBK_FUSED, LBK_SMALL4, LBK_SMALL8, LBK_LARGE, LBK_EXTENT, LBK_SPLIT, LBK_N_KERNELS };
 
 // Names of the kernels in a module, in the order of lbk_kernel.
-constexpr const char * LBK_NAMES[LBK_N_KERNELS] = { "lbk_quantize", "lbk_fused", "lbk_small4", "lbk_small8", "lbk_large" };
+constexpr const char * LBK_NAMES[LBK_N_KERNELS] = {
+    "lbk_quantize", "lbk_fused", "lbk_small4", "lbk_small8", "lbk_large", "lbk_extent", "lbk_split",
+};
 
 struct lbk_launch {
     uint32_t kernel;
@@ -32,10 +36,14 @@ inline size_t lbk_plane_bytes(uint32_t cols) {
     return ((size_t) cols + LBK_CHUNK - 1)/LBK_CHUNK*LBK_CHUNK;
 }
 
-// Bytes of device memory for the columns that are quantized by a launch of their own, aligned to 16.
-inline size_t lbk_work_bytes(uint32_t cols, uint32_t n) {
+// Bytes of device memory for the launches of a stage, aligned to 16.
+inline size_t lbk_work_bytes(uint32_t rows, uint32_t cols, uint32_t n) {
     if (n == 0 || (n == 1 && cols <= LBK_FUSED_COLS)) {
         return 0;
+    }
+    if (n == 1) {
+        const size_t blocks = ((size_t) rows + 31)/32, slices = (cols + LBK_SLICE - 1)/LBK_SLICE;
+        return (4*(2*LBK_EXTENTS + blocks + 32*blocks*slices) + 15)/16*16;
     }
     return n*(sizeof(lbk_column) + 2*lbk_plane_bytes(cols));
 }
@@ -51,6 +59,13 @@ inline lbk_plan lbk_make_plan(uint32_t rows, uint32_t cols, uint32_t n) {
         return plan;
     }
     plan.count = 2;
+    if (n == 1) {
+        const uint32_t slices = (cols + LBK_SLICE - 1)/LBK_SLICE;
+        plan.launch[0] = { LBK_EXTENT, LBK_EXTENTS, 1, LBK_SMALL_THREADS, reduce };
+        plan.launch[1] = { LBK_SPLIT, blocks, slices, LBK_SMALL_THREADS,
+                           reduce + LBK_SMALL_WARPS*4*32*4 + 2*lbk_slice_cols(cols, slices) };
+        return plan;
+    }
     plan.launch[0] = { LBK_QUANTIZE, n, 1, LBK_QUANTIZE_THREADS, reduce };
     if (n <= LBK_SMALL_N) {
         const uint32_t width = n <= 4 ? 4 : 8;

@@ -58,7 +58,7 @@ bool ggml_cuda_littlebit(ggml_backend_cuda_context & ctx, ggml_tensor * node) {
         return true;
     }
     args.n = (uint32_t) batch;
-    ggml_cuda_pool_alloc<uint8_t> work(ctx.pool(), lbk_work_bytes(args.cols, args.n) + 1); // the pool gives no empty memory
+    ggml_cuda_pool_alloc<uint8_t> work(ctx.pool(), lbk_work_bytes(args.rows, args.cols, args.n) + 1); // the pool gives no empty memory
     for (int64_t i3 = 0; i3 < ne3; ++i3) {
         for (int64_t i2 = 0; i2 < ne2; ++i2) {
             const int64_t at = (i3*ne2 + i2)*batch*args.y_stride;

@@ -102,7 +102,7 @@ pub unsafe extern "C" fn lb_cuda_stage_work_size(
         let shape = unsafe { shape(stage, n) }?;
         pointer("out", out)?;
         // SAFETY: not NULL, aligned, writable by the caller's promise.
-        unsafe { out.write(work_bytes(shape.cols, shape.n)) };
+        unsafe { out.write(work_bytes(shape.rows, shape.cols, shape.n)) };
         Ok(())
     })
 }
@@ -155,7 +155,7 @@ pub unsafe extern "C" fn lb_cuda_stage_run(
                 add_span.apart_from(y_span)?;
             }
         }
-        let want = work_bytes(cols, count);
+        let want = work_bytes(rows, cols, count);
         if work_size < want {
             return Err(Fault::new(
                 LB_ERROR_BUFFER_TOO_SMALL,
@@ -177,6 +177,7 @@ pub unsafe extern "C" fn lb_cuda_stage_run(
             y: y.addr() as u64,
             columns: 0,
             planes: 0,
+            split: 0,
             x_stride: x_stride as u64,
             add_stride: add_stride as u64,
             y_stride: y_stride as u64,

@@ -111,7 +111,7 @@ impl Module {
         Ok(loaded)
     }
 
-    /// Launches a stage on `stream`. `args` has all but `columns`, `planes` and `plane`; `work` is
+    /// Launches a stage on `stream`. `args` has all but `columns`, `planes`, `split` and `plane`; `work` is
     /// [`work_bytes`] of device memory, aligned to 16. Does not wait or allocate; may be captured into a graph.
     /// Errors: [`Failure::Context`], [`Failure::Driver`].
     ///
@@ -124,7 +124,8 @@ impl Module {
                 "the calling thread has another CUDA context than lb_cuda_open saw".into(),
             ));
         }
-        debug_assert!(work_bytes(args.cols, args.n) == 0 || work.is_multiple_of(16));
+        debug_assert!(work_bytes(args.rows, args.cols, args.n) == 0 || work.is_multiple_of(16));
+        args.split = work;
         args.columns = work;
         args.planes = work + 16 * u64::from(args.n);
         args.plane = plane_bytes(args.cols) as u32;

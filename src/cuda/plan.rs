@@ -4,6 +4,8 @@
 const CHUNK: usize = 128;
 /// Columns of signs that one launch can quantize for itself: their two planes stand in shared memory.
 const FUSED_COLS: u32 = 8192;
+/// About so many columns of signs has a slice of a wider stage for one column of activations.
+const SLICE: u32 = 4096;
 /// Columns of activations up to which a block takes one row block and splits the signs' columns over its warps.
 const SMALL_N: u32 = 16;
 const QUANTIZE_THREADS: u32 = 512;
@@ -15,6 +17,8 @@ const LARGE_N: u32 = 32;
 const LARGE_STRIDE: u32 = 160;
 /// Bytes of shared memory for reductions over the warps of a block.
 const SCRATCH: u32 = 256;
+/// Blocks that look for the extent of one wide column.
+const EXTENTS: u32 = 32;
 
 /// The kernels of the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,12 +34,23 @@ pub enum Kernel {
     Small8 = 3,
     /// 32 columns a block.
     Large = 4,
+    /// Extent of one wide column.
+    Extent = 5,
+    /// One wide column, its signs cut into slices.
+    Split = 6,
 }
 
 impl Kernel {
     /// All, in the order of their numbers.
-    pub const ALL: [Kernel; 5] =
-        [Kernel::Quantize, Kernel::Fused, Kernel::Small4, Kernel::Small8, Kernel::Large];
+    pub const ALL: [Kernel; 7] = [
+        Kernel::Quantize,
+        Kernel::Fused,
+        Kernel::Small4,
+        Kernel::Small8,
+        Kernel::Large,
+        Kernel::Extent,
+        Kernel::Split,
+    ];
 
     /// Name in the module.
     pub const fn name(self) -> &'static str {
@@ -45,6 +60,8 @@ impl Kernel {
             Kernel::Small4 => "lbk_small4",
             Kernel::Small8 => "lbk_small8",
             Kernel::Large => "lbk_large",
+            Kernel::Extent => "lbk_extent",
+            Kernel::Split => "lbk_split",
         }
     }
 }
@@ -85,6 +102,8 @@ pub struct Args {
     pub columns: u64,
     /// Their planes, in the work memory.
     pub planes: u64,
+    /// The work memory of [`Kernel::Split`].
+    pub split: u64,
     /// Floats from a column of `x` to the next.
     pub x_stride: u64,
     /// The same of `add`.
@@ -109,12 +128,21 @@ pub const fn plane_bytes(cols: u32) -> usize {
     (cols as usize).next_multiple_of(CHUNK)
 }
 
-/// Bytes of device memory, aligned to 16, that a stage of `cols` columns needs for `n` columns of activations.
-pub const fn work_bytes(cols: u32, n: u32) -> usize {
+/// Bytes of device memory, aligned to 16, that a stage of `rows x cols` signs needs for `n` columns of activations.
+pub const fn work_bytes(rows: u32, cols: u32, n: u32) -> usize {
     if n == 0 || (n == 1 && cols <= FUSED_COLS) {
         return 0;
     }
+    if n == 1 {
+        let (blocks, slices) = (rows.div_ceil(32) as usize, cols.div_ceil(SLICE) as usize);
+        return (4 * (2 * EXTENTS as usize + blocks + 32 * blocks * slices)).next_multiple_of(16);
+    }
     n as usize * (COLUMN_BYTES + 2 * plane_bytes(cols))
+}
+
+/// Columns of signs of each of `slices` parts of a wide stage, whole chunks.
+const fn slice_cols(cols: u32, slices: u32) -> u32 {
+    cols.div_ceil(CHUNK as u32).div_ceil(slices) * CHUNK as u32
 }
 
 /// The launches of a stage, one after the other, for `n > 0` columns.
@@ -129,6 +157,12 @@ pub fn plan(rows: u32, cols: u32, n: u32) -> Vec<Launch> {
     };
     if n == 1 && cols <= FUSED_COLS {
         return vec![small(Kernel::Fused, 4, 1, SCRATCH + 2 * plane_bytes(cols) as u32)];
+    }
+    if n == 1 {
+        let slices = cols.div_ceil(SLICE);
+        let (block, shared) = (SMALL_WARPS * 32, SCRATCH);
+        let extent = Launch { kernel: Kernel::Extent, grid_x: EXTENTS, grid_y: 1, block, shared };
+        return vec![extent, small(Kernel::Split, 4, slices, SCRATCH + 2 * slice_cols(cols, slices))];
     }
     let quantize =
         Launch { kernel: Kernel::Quantize, grid_x: n, grid_y: 1, block: QUANTIZE_THREADS, shared: SCRATCH };

@@ -77,10 +77,10 @@ impl Host {
         plan.launch[..plan.count as usize].to_vec()
     }
 
-    pub fn work_bytes(&self, cols: u32, n: u32) -> usize {
-        let f: unsafe extern "C" fn(u32, u32) -> usize = self.get("lbe_work_bytes");
+    pub fn work_bytes(&self, rows: u32, cols: u32, n: u32) -> usize {
+        let f: unsafe extern "C" fn(u32, u32, u32) -> usize = self.get("lbe_work_bytes");
         // SAFETY: plain numbers.
-        unsafe { f(cols, n) }
+        unsafe { f(rows, cols, n) }
     }
 
     pub fn plane_bytes(&self, cols: u32) -> u32 {

@@ -13,6 +13,7 @@ void call(const void * args) {
 
 constexpr lbe::body BODIES[LBK_N_KERNELS] = {
     call<lbk_quantize>, call<lbk_fused>, call<lbk_small4>, call<lbk_small8>, call<lbk_large>,
+    call<lbk_extent>, call<lbk_split>,
 };
 
 } // namespace
@@ -21,7 +22,7 @@ extern "C" {
 
 lbk_plan lbe_plan(uint32_t rows, uint32_t cols, uint32_t n) { return lbk_make_plan(rows, cols, n); }
 
-size_t lbe_work_bytes(uint32_t cols, uint32_t n) { return lbk_work_bytes(cols, n); }
+size_t lbe_work_bytes(uint32_t rows, uint32_t cols, uint32_t n) { return lbk_work_bytes(rows, cols, n); }
 
 uint32_t lbe_plane_bytes(uint32_t cols) { return (uint32_t) lbk_plane_bytes(cols); }
 

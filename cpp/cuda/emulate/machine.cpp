@@ -11,7 +11,7 @@
 
 namespace lbe {
 
-dim thread_index, block_index, block_size;
+dim thread_index, block_index, block_size, grid_size;
 
 namespace {
 
@@ -174,14 +174,20 @@ bool launch(body kernel, const void * args, uint32_t grid_x, uint32_t grid_y, ui
     m.args   = args;
     m.fibers = std::vector<fiber>(block);
     block_size = { block, 1, 1 };
+    grid_size  = { grid_x, grid_y, 1 };
     std::mt19937 random(7);
+    std::vector<uint32_t> blocks(grid_x*grid_y);
+    for (uint32_t i = 0; i < blocks.size(); ++i) {
+        blocks[i] = how == order::backward ? (uint32_t) blocks.size() - 1 - i : i;
+    }
+    if (how == order::shuffled) {
+        std::shuffle(blocks.begin(), blocks.end(), random);
+    }
     bool good = true;
-    for (uint32_t y = 0; y < grid_y && good; ++y) {
-        for (uint32_t x = 0; x < grid_x && good; ++x) {
-            memset(m.shared, 0xa5, shared);
-            block_index = { x, y, 0 };
-            good = run_block(block/32, how, random);
-        }
+    for (uint32_t i = 0; i < blocks.size() && good; ++i) {
+        memset(m.shared, 0xa5, shared);
+        block_index = { blocks[i]%grid_x, blocks[i]/grid_x, 0 };
+        good = run_block(block/32, how, random);
     }
     munmap(map, inner + page);
     m.fibers.clear();

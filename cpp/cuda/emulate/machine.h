@@ -1,5 +1,5 @@
 // A small host model of a GPU, for the kernels as they are: a block's threads are fibers that run one after the other and
-// change places at barriers and collectives; blocks follow each other.
+// change places at barriers and collectives; blocks follow each other in a chosen order.
 //
 // What it finds: wrong arithmetic, indices and fragments; reads of shared memory that nobody wrote (it starts as
 // garbage); accesses beyond shared memory (it ends at a closed page); barriers that not all threads reach; and races,
@@ -15,10 +15,10 @@ namespace lbe {
 
 struct dim { uint32_t x, y, z; };
 
-// In what order the threads of a block run from barrier to barrier.
+// In what order blocks run, and the threads of a block from barrier to barrier.
 enum class order { forward, backward, shuffled };
 
-extern dim thread_index, block_index, block_size;
+extern dim thread_index, block_index, block_size, grid_size;
 
 using body = void (*)(const void * args);
 
@@ -37,6 +37,7 @@ float half(uint16_t h);
 #define threadIdx (lbe::thread_index)
 #define blockIdx  (lbe::block_index)
 #define blockDim  (lbe::block_size)
+#define gridDim   (lbe::grid_size)
 #define __syncthreads() lbe::barrier()
 
 #define LBK_KERNEL        static void
@@ -54,6 +55,9 @@ LBK_DEVICE float lbk_float(int a)          { return (float) a; }
 LBK_DEVICE uint32_t lbk_bits(float a)      { uint32_t b; __builtin_memcpy(&b, &a, 4); return b; }
 LBK_DEVICE float lbk_from_bits(uint32_t a) { float b; __builtin_memcpy(&b, &a, 4); return b; }
 LBK_DEVICE float lbk_half(uint16_t h)      { return lbe::half(h); }
+LBK_DEVICE void     lbk_fence()                        {}
+LBK_DEVICE uint32_t lbk_ticket(uint32_t * counter)     { return (*counter)++; }
+LBK_DEVICE uint32_t lbk_load_fresh(const uint32_t * p) { return *p; }
 LBK_DEVICE uint32_t lbk_shuffle_xor(uint32_t v, int mask) { return lbe::shuffle_xor(v, mask); }
 
 LBK_DEVICE void lbk_mma(int d[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
