@@ -337,6 +337,9 @@ bool lb_create_tensor(llama_model_loader & ml, const std::string & name, const s
     if (dev && ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_META) {
         throw std::runtime_error("littlebit: split mode 'tensor' is not supported for LittleBit files; use -sm layer");
     }
+    // Never a repacking buffer type (vectors cannot live there), nor one that is split over devices (nor can proxies):
+    // under -sm row factors stay whole.
+    ggml_backend_buffer_type_t plain = on_cpu ? ggml_backend_cpu_buffer_type() : ggml_backend_dev_buffer_type(dev);
     const bool forced_portable = st.lowering.rfind("portable", 0) == 0;
     const bool forced_native   = st.lowering.rfind("native", 0) == 0;
     const bool f32 = st.lowering == "native-f32";
@@ -344,8 +347,7 @@ bool lb_create_tensor(llama_model_loader & ml, const std::string & name, const s
     const bool can_native = on_cpu ? lb_native_available() :
             !f32 && m.experts == 1 && ne.size() < 3 && lb_native_on(dev, m.rank, m.d_in) && lb_native_on(dev, m.d_out, m.rank);
     if (can_native && !forced_portable) {
-        *out = create_native(ml, m, ctx_for, on_cpu ? ggml_backend_cpu_buffer_type() : ggml_backend_dev_buffer_type(dev),
-                f32 ? LB_LOWERING_NATIVE_F32 : LB_LOWERING_NATIVE);
+        *out = create_native(ml, m, ctx_for, plain, f32 ? LB_LOWERING_NATIVE_F32 : LB_LOWERING_NATIVE);
         return true;
     }
     if (forced_native) {
@@ -353,8 +355,7 @@ bool lb_create_tensor(llama_model_loader & ml, const std::string & name, const s
                 (on_cpu ? "the CPU and this build has no liblittlebit" : std::string(ggml_backend_dev_name(dev)) +
                  ", which has no such kernel for it"));
     }
-    // vectors cannot live in a repacking buffer type
-    *out = create_portable(ml, m, on_cpu ? ggml_backend_cpu_buffer_type() : buft, type);
+    *out = create_portable(ml, m, plain, type);
     return true;
 }
 
