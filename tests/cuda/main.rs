@@ -1,6 +1,8 @@
 //! The CUDA kernels, compiled as C++ and run on the host model of `cpp/cuda/emulate`, against the scalar kernel: the
 //! same bits. Needs `c++`, no GPU and no CUDA.
 
+#![cfg(target_os = "linux")]
+
 mod guarded;
 mod host;
 // Of the tests of the CPU kernels: random numbers, and an oracle that is not needed here.
