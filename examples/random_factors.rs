@@ -2,7 +2,8 @@
 //!
 //! For each GGUF in IN_DIR every weight that may be factorized gets random factors. OUT_DIR/dense/NAME holds their
 //! product in F32 and OUT_DIR/factors/NAME the factors, so both models compute the same function exactly; how good
-//! the factors approximate the original does not matter. Half of the models get two paths.
+//! the factors approximate the original does not matter. Half of the models get two paths; in every third, q, k and v of a
+//! block share an input half, and gate and up another, as schema v1 allows.
 
 use half::f16;
 use littlebit::arch::factorizable;
@@ -13,6 +14,7 @@ use littlebit::format::{FactorPath, Factors};
 use littlebit::gguf::{GgmlType, Gguf, TensorDesc, Value, Writer};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 type Error = Box<dyn std::error::Error>;
@@ -48,11 +50,29 @@ fn factors(
     Factors { paths, slices }
 }
 
+/// Parts that the matrices of an input group share.
+const SHARED: [Part; 3] = [Part::V, Part::G, Part::L];
+
+/// Which parts of which base name stand in the file for the weight `base`, in file order: all five of its own, or the
+/// group's where the group is met for the first time, and its own U and h.
+fn parts_of(base: &str, grouped: bool, met: &mut HashSet<String>) -> Vec<(String, Part)> {
+    let own = |parts: &[Part]| parts.iter().map(|p| (base.to_owned(), *p)).collect::<Vec<_>>();
+    let Some(group) = schema::input_group(base).filter(|_| grouped) else { return own(&Part::ALL) };
+    let mut parts = Vec::new();
+    if met.insert(group.clone()) {
+        parts.extend(SHARED.map(|p| (group.clone(), p)));
+    }
+    parts.extend(own(&[Part::U, Part::H]));
+    parts
+}
+
 /// Writes both models; returns the number of factorized weights.
 fn pair(input: &Path, dense_out: &Path, factors_out: &Path, seed: u64) -> Result<usize, Error> {
     let source = Gguf::open(input)?;
     let paths = 1 + (seed % 2) as usize;
+    let grouped = seed % 3 == 2;
     let (mut dense_descs, mut factor_descs) = (Vec::new(), Vec::new());
+    let mut met = HashSet::new();
     for t in &source.tensors {
         let desc = TensorDesc { name: t.name.clone(), dims: t.dims.clone(), ty: t.ty };
         match factorizable(&t.name, &t.dims, t.ty) {
@@ -60,7 +80,12 @@ fn pair(input: &Path, dense_out: &Path, factors_out: &Path, seed: u64) -> Result
                 let rank = if t.dims[0] % 64 == 0 { 64 } else { 32 };
                 let shape = Shape { d_out: s.d_out, d_in: s.d_in, rank, slices: s.experts * paths };
                 let base = schema::base_name(&t.name).ok_or("a weight")?;
-                factor_descs.extend(schema::descriptors(base, &shape));
+                let descs = parts_of(base, grouped, &mut met).into_iter().map(|(base, part)| TensorDesc {
+                    name: format!("{base}{}", part.suffix()),
+                    dims: shape.dims(part),
+                    ty: schema::part_type(part),
+                });
+                factor_descs.extend(descs);
                 dense_descs.push(TensorDesc { ty: GgmlType::F32, ..desc });
             }
             Err(_) => {
@@ -78,6 +103,8 @@ fn pair(input: &Path, dense_out: &Path, factors_out: &Path, seed: u64) -> Result
     let mut lb = Writer::new(create(factors_out)?, &kv, factor_descs, schema::ALIGNMENT)?;
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let (mut count, mut bytes) = (0, Vec::new());
+    let mut inputs: HashMap<String, Factors> = HashMap::new();
+    met.clear();
     for t in &source.tensors {
         let Ok(s) = factorizable(&t.name, &t.dims, t.ty) else {
             source.read(t, &mut bytes)?;
@@ -86,10 +113,16 @@ fn pair(input: &Path, dense_out: &Path, factors_out: &Path, seed: u64) -> Result
             continue;
         };
         let rank = if t.dims[0] % 64 == 0 { 64 } else { 32 };
-        let f = factors(&mut rng, s.d_out, s.d_in, rank, s.experts, paths);
-        dense.write_tensor(&t.name, &dense_bytes(&f, GgmlType::F32)?)?;
+        let mut f = factors(&mut rng, s.d_out, s.d_in, rank, s.experts, paths);
         let base = schema::base_name(&t.name).ok_or("a weight")?;
-        for part in Part::ALL {
+        if let Some(group) = schema::input_group(base).filter(|_| grouped) {
+            let first = inputs.entry(group).or_insert_with(|| f.clone());
+            for (own, shared) in f.slices.iter_mut().zip(&first.slices) {
+                (own.vt, own.g, own.l) = (shared.vt.clone(), shared.g.clone(), shared.l.clone());
+            }
+        }
+        dense.write_tensor(&t.name, &dense_bytes(&f, GgmlType::F32)?)?;
+        for (base, part) in parts_of(base, grouped, &mut met) {
             lb.write_tensor(&format!("{base}{}", part.suffix()), &schema::part_bytes(&f, part))?;
         }
         count += 1;

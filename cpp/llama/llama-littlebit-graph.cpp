@@ -7,6 +7,7 @@
 #include "littlebit-node.h"
 
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -140,16 +141,33 @@ static ggml_tensor * stage_node(ggml_context * ctx, ggml_tensor * x, ggml_tensor
     return dst;
 }
 
+// l * (V^T (g * x)). The matrices of an input group have one V, g and l, named after the group, and read the same x:
+// their first half is computed once.
+static ggml_tensor * input_half(ggml_context * ctx, ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids, const lb_node & node) {
+    ggml_tensor * V = w->src[0], * g = w->src[2], * l = w->src[3];
+    const bool grouped = strncmp(V->name, w->name, strlen(w->name) - strlen("weight")) != 0;
+    char name[GGML_MAX_NAME];
+    snprintf(name, sizeof(name), "%s (V%d)", grouped ? V->name : w->name, (int) node.path);
+    if (grouped && !ids) {
+        ggml_tensor * t = ggml_get_tensor(ctx, name);
+        if (t && t->op == GGML_OP_CUSTOM && t->src[0] == x) {
+            return t;
+        }
+    }
+    ggml_tensor * t = stage_node(ctx, x, V, l, g, nullptr, ids, node);
+    ggml_set_name(t, name);
+    return t;
+}
+
 static ggml_tensor * native(ggml_context * ctx, ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids) {
-    ggml_tensor * V = w->src[0], * U = w->src[1], * g = w->src[2], * l = w->src[3], * h = w->src[4];
+    ggml_tensor * U = w->src[1], * h = w->src[4];
     lb_node node = {};
     node.paths = w->op_params[2];
     node.f32   = w->op_params[1] == LB_LOWERING_NATIVE_F32;
     ggml_tensor * y = nullptr;
     for (int p = 0; p < w->op_params[2]; ++p) {
         node.path = p;
-        ggml_tensor * t = stage_node(ctx, x, V, l, g, nullptr, ids, node);
-        ggml_format_name(t, "%s (V%d)", w->name, p);
+        ggml_tensor * t = input_half(ctx, w, x, ids, node);
         y = stage_node(ctx, t, U, h, nullptr, y, ids, node);
         ggml_format_name(y, "%s (U%d)", w->name, p);
     }

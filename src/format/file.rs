@@ -49,17 +49,6 @@ pub fn is_littlebit(gguf: &Gguf) -> bool {
     gguf.get(key::VERSION).is_some()
 }
 
-/// Base name of the input group that `base` may share V, g and l with.
-fn input_group(base: &str) -> Option<String> {
-    let (block, matrix) = base.rsplit_once('.')?;
-    let group = match matrix {
-        "attn_q" | "attn_k" | "attn_v" => "attn_qkv",
-        "ffn_gate" | "ffn_up" => "ffn_gate_up",
-        _ => return None,
-    };
-    Some(format!("{block}.{group}"))
-}
-
 impl LittleBitFile {
     /// Opens `path` and checks version, presence, types and shapes of all factor tensors (not their content).
     pub fn open(path: &Path) -> Result<Self> {
@@ -215,7 +204,7 @@ fn entry(
     used: &mut [bool],
 ) -> Result<MatrixEntry> {
     let own = |part: Part| index.get(format!("{base}{}", part.suffix()).as_str()).copied();
-    let group = if own(Part::V).is_none() { input_group(base) } else { None };
+    let group = if own(Part::V).is_none() { schema::input_group(base) } else { None };
     let shared = |part: Part| match &group {
         Some(g) => index.get(format!("{g}{}", part.suffix()).as_str()).copied(),
         None => own(part),

@@ -153,6 +153,17 @@ pub fn base_name(weight: &str) -> Option<&str> {
     weight.strip_suffix(".weight").filter(|b| !b.is_empty())
 }
 
+/// Base name of the input group that the weight `base` may share V, g and l with.
+pub fn input_group(base: &str) -> Option<String> {
+    let (block, matrix) = base.rsplit_once('.')?;
+    let group = match matrix {
+        "attn_q" | "attn_k" | "attn_v" => "attn_qkv",
+        "ffn_gate" | "ffn_up" => "ffn_gate_up",
+        _ => return None,
+    };
+    Some(format!("{block}.{group}"))
+}
+
 /// Descriptors of the five tensors of the weight `base`.
 pub fn descriptors(base: &str, shape: &Shape) -> Vec<TensorDesc> {
     Part::ALL
