@@ -50,6 +50,11 @@
 #define LB_MODE_F32 1
 
 /**
+ * The kernels in a CUDA context.
+ */
+typedef struct lb_cuda lb_cuda;
+
+/**
  * A factorized weight of a model: W = sum over paths of diag(h) U diag(l) V^T diag(g), d_out x d_in, once per
  * expert. Lives as long as its model and is freed with it.
  */
@@ -123,7 +128,7 @@ typedef struct lb_stage {
      */
     uint64_t rows;
     /**
-     * Columns of S: inputs, at most 2^20.
+     * Columns of S: inputs, at most 2^18.
      */
     uint64_t cols;
     /**
@@ -188,6 +193,16 @@ typedef struct lb_stage {
  * The operating system refused an operation on a file.
  */
 #define LB_ERROR_IO 20
+
+/**
+ * There is no CUDA to use: not in this build, no driver, no device, or one that is too old.
+ */
+#define LB_ERROR_NO_CUDA 21
+
+/**
+ * The CUDA driver refused a call.
+ */
+#define LB_ERROR_CUDA 22
 
 /**
  * The file breaks the rules of its format.
@@ -336,6 +351,50 @@ lb_status lb_stage_run(const struct lb_stage *stage,
                        size_t work_size,
                        uint32_t ith,
                        uint32_t nth);
+
+/**
+ * Loads the kernels into the CUDA context of the calling thread (the runtime's, after cudaSetDevice). Every
+ * build of the library has the lb_cuda calls; where there is no CUDA, this one says so.
+ * Free it with lb_cuda_free, before the context ends.
+ * Errors: LB_ERROR_NO_CUDA for a build without CUDA, no driver, no device, or one below compute capability
+ * 8.0; LB_ERROR_INVALID_ARGUMENT if the thread has no context; LB_ERROR_CUDA.
+ */
+lb_status lb_cuda_open(struct lb_cuda **out);
+
+/**
+ * Unloads the kernels. NULL is allowed. No launch may be under way.
+ */
+void lb_cuda_free(struct lb_cuda *cuda);
+
+/**
+ * Bytes of device memory that lb_cuda_stage_run needs for n columns; 0 where it needs none. Only the sizes in
+ * stage are looked at. Needs no CUDA.
+ */
+lb_status lb_cuda_stage_work_size(const struct lb_stage *stage, size_t n, size_t *out);
+
+/**
+ * Launches y = add + post * (S (pre * x)) for n columns on stream, a CUstream or cudaStream_t; NULL is the
+ * default stream. Every pointer but cuda and stage is one of the device, those in stage too: tile aligned to
+ * 4, work to 16. LB_MODE_INT's integers: the results have the bits of lb_stage_run.
+ * add may be NULL, y itself with the same stride, or memory apart from y. work is not used by other launches
+ * that may run at the same time; it may be NULL if its size is 0.
+ * The call neither waits nor allocates and may be captured into a CUDA graph. The calling thread has the
+ * context of lb_cuda_open. With n = 0 nothing happens.
+ * Errors: LB_ERROR_MISALIGNED, LB_ERROR_BUFFER_TOO_SMALL, LB_ERROR_CUDA if a launch is refused. Faults on the
+ * device show in the caller's next synchronization.
+ */
+lb_status lb_cuda_stage_run(const struct lb_cuda *cuda,
+                            const struct lb_stage *stage,
+                            const float *x,
+                            size_t x_stride,
+                            size_t n,
+                            const float *add,
+                            size_t add_stride,
+                            float *y,
+                            size_t y_stride,
+                            void *work,
+                            size_t work_size,
+                            void *stream);
 
 /**
  * Number of kernels that run on this machine, at least 1. All give the same results, bit for bit.

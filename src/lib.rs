@@ -14,6 +14,7 @@
 //! | [`bits`] | the sign matrix and its tile layout | |
 //! | [`kernel`] | factorized matmul on the CPU: oracle, AVX2, f32; dispatch | |
 //! | [`format`] | LittleBit GGUF schema v1, `.littlebit`, lossy GGUF | |
+//! | [`cuda`] | the same products on NVIDIA GPUs | `cuda` to launch them |
 //! | [`capi`] | the C ABI (`include/littlebit.h`) | |
 //! | `source` | GGUF and Hugging Face checkpoints behind one trait; compressed checkpoints | `convert` |
 //! | `arch` | which tensors of a model are multiplied and may be factorized | `convert` |
@@ -32,6 +33,7 @@
 
 pub mod bits;
 pub mod capi;
+pub mod cuda;
 pub mod error;
 pub mod format;
 pub mod gguf;

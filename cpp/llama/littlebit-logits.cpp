@@ -7,6 +7,7 @@
 // dump writes the f32 logits of every position; pairs compares two models a line and prints the normalized mean
 // squared error (NMSE) of the second's logits. Exit code 1 if any pair is above BOUND.
 
+#include "ggml-backend.h"
 #include "llama.h"
 
 #include <cmath>
@@ -115,6 +116,7 @@ int main(int argc, char ** argv) {
         return usage();
     }
     const std::string mode = argv[1];
+    ggml_backend_load_all(); // those of GGML_BACKEND_PATH, too
     for (int i = 2; i < argc; ++i) {
         const std::string arg = argv[i];
         auto value = [&]() -> std::string { return i + 1 < argc ? argv[++i] : ""; };

@@ -4,6 +4,7 @@
 
 #include "llama-littlebit.h"
 #include "llama-littlebit-proxy.h"
+#include "littlebit-node.h"
 
 #include <cstdint>
 #include <cstdio>
@@ -43,26 +44,6 @@ bool lb_native_available() { return true; }
 
 const char * lb_native_kernel() { return lb_kernel_active(); }
 
-// User data of a node: which slice it takes, and which optional sources it has.
-//   sources: x, tile, post, [pre], [add], [ids]
-struct lb_node {
-    uintptr_t paths : 2;
-    uintptr_t path  : 1;
-    uintptr_t f32   : 1;
-    uintptr_t pre   : 1;
-    uintptr_t add   : 1;
-    uintptr_t ids   : 1;
-};
-
-static void * pack(lb_node n) {
-    return (void *) (uintptr_t) (n.paths | n.path << 2 | n.f32 << 3 | n.pre << 4 | n.add << 5 | n.ids << 6);
-}
-
-static lb_node unpack(void * userdata) {
-    const uintptr_t v = (uintptr_t) userdata;
-    return { v & 3, v >> 2 & 1, v >> 3 & 1, v >> 4 & 1, v >> 5 & 1, v >> 6 & 1 };
-}
-
 static void check(lb_status status) {
     if (status != LB_OK) {
         GGML_ABORT("littlebit: %s (%s)", lb_status_text(status), lb_last_error_message());
@@ -78,16 +59,11 @@ static uint8_t * scratch(size_t size) {
     return work.data();
 }
 
-// dst = add + post * (S (pre * x)), rows split over the threads; S is slice (expert, path) of the tile
-static void compute_stage(ggml_tensor * dst, int ith, int nth, void * userdata) {
-    const lb_node node = unpack(userdata);
-    int s = 0;
-    const ggml_tensor * x    = dst->src[s++];
-    const ggml_tensor * tile = dst->src[s++];
-    const ggml_tensor * post = dst->src[s++];
-    const ggml_tensor * pre  = node.pre ? dst->src[s++] : nullptr;
-    const ggml_tensor * add  = node.add ? dst->src[s++] : nullptr;
-    const ggml_tensor * ids  = node.ids ? dst->src[s++] : nullptr;
+// a node on the CPU, rows split over the threads
+static void compute_stage(ggml_tensor * dst, int ith, int nth, void *) {
+    const lb_node node = lb_node_get(dst);
+    const lb_node_sources src = lb_node_get_sources(dst);
+    const ggml_tensor * x = src.x, * tile = src.tile, * post = src.post, * pre = src.pre, * add = src.add, * ids = src.ids;
     const uint32_t mode = node.f32 ? LB_MODE_F32 : LB_MODE_INT;
 
     auto run = [&](int64_t expert, const float * xp, size_t xs, int64_t n, const float * ap, size_t as, float * yp, size_t ys) {
@@ -133,6 +109,18 @@ static void compute_stage(ggml_tensor * dst, int ith, int nth, void * userdata) 
     }
 }
 
+#else
+
+bool lb_native_available() { return false; }
+
+const char * lb_native_kernel() { return ""; }
+
+static void compute_stage(ggml_tensor * dst, int, int, void *) {
+    GGML_ABORT("littlebit: node '%s' on the CPU in a build without liblittlebit", dst->name);
+}
+
+#endif
+
 static ggml_tensor * stage_node(ggml_context * ctx, ggml_tensor * x, ggml_tensor * tile, ggml_tensor * post,
         ggml_tensor * pre, ggml_tensor * add, ggml_tensor * ids, lb_node node) {
     node.pre = pre != nullptr;
@@ -147,8 +135,10 @@ static ggml_tensor * stage_node(ggml_context * ctx, ggml_tensor * x, ggml_tensor
     const int64_t ne1 = ids ? ids->ne[0] : x->ne[1];
     const int64_t ne2 = ids ? ids->ne[1] : x->ne[2];
     const int64_t ne3 = ids ? 1          : x->ne[3];
-    return ggml_custom_4d(ctx, GGML_TYPE_F32, post->ne[0], ne1, ne2, ne3, src.data(), (int) src.size(),
-            compute_stage, GGML_N_TASKS_MAX, pack(node));
+    ggml_tensor * dst = ggml_custom_4d(ctx, GGML_TYPE_F32, post->ne[0], ne1, ne2, ne3, src.data(), (int) src.size(),
+            compute_stage, GGML_N_TASKS_MAX, nullptr);
+    lb_node_set(dst, node);
+    return dst;
 }
 
 // l * (V^T (g * x)). The matrices of an input group have one V, g and l, named after the group, and read the same x:
@@ -184,17 +174,21 @@ static ggml_tensor * native(ggml_context * ctx, ggml_tensor * w, ggml_tensor * x
     return y;
 }
 
-#else
-
-bool lb_native_available() { return false; }
-
-const char * lb_native_kernel() { return ""; }
-
-static ggml_tensor * native(ggml_context *, ggml_tensor *, ggml_tensor *, ggml_tensor *) {
-    GGML_ABORT("littlebit: native factors in a build without liblittlebit");
+bool lb_native_on(ggml_backend_dev_t dev, int64_t rows, int64_t cols) {
+    // Not every backend answers for itself: RPC says yes to everything, and would send a pointer to compute_stage.
+    if (strcmp(ggml_backend_reg_name(ggml_backend_dev_backend_reg(dev)), "CUDA") != 0) {
+        return false;
+    }
+    ggml_context * ctx = ggml_init({ 8*ggml_tensor_overhead(), nullptr, true });
+    ggml_tensor * x    = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, cols, 1);
+    ggml_tensor * tile = ggml_new_tensor_4d(ctx, GGML_TYPE_I8, 32, GGML_PAD(cols, 16)/8, GGML_PAD(rows, 32)/32, 1);
+    ggml_tensor * post = ggml_new_tensor_2d(ctx, GGML_TYPE_F16, rows, 1);
+    lb_node node = {};
+    node.paths = 1;
+    const bool supported = ggml_backend_dev_supports_op(dev, stage_node(ctx, x, tile, post, nullptr, nullptr, nullptr, node));
+    ggml_free(ctx);
+    return supported;
 }
-
-#endif
 
 //
 // portable: standard ops on expanded factors

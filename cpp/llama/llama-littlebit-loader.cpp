@@ -2,7 +2,8 @@
 // B.weight the tensors B.lb_v, B.lb_u (sign tiles, I8) and B.lb_g, B.lb_l, B.lb_h (scales, F16).
 //
 // Two lowerings, chosen for each weight by the device it is placed on:
-//   native   the file's tensors are used in place, also under mmap, by liblittlebit (CPU)
+//   native   the file's tensors are used as they are: in place, also under mmap, by liblittlebit (CPU); copied to the
+//            device by kernels that the backend was built with (CUDA)
 //   portable signs are expanded to Q1_0 and scales to F32 at load, and run by standard ops on any backend
 
 #include "llama-littlebit-loader.h"
@@ -89,9 +90,6 @@ void lb_open(llama_model_loader & ml) {
     if (std::none_of(std::begin(known), std::end(known), [&](const char * k) { return st->lowering == k; })) {
         throw std::runtime_error("littlebit: LITTLEBIT_LOWERING is '" + st->lowering +
                 "'; it can be auto, native, native-f32, portable or portable-f32");
-    }
-    if (!lb_native_available() && st->lowering.rfind("native", 0) == 0) {
-        throw std::runtime_error("littlebit: LITTLEBIT_LOWERING is '" + st->lowering + "', but this build has no liblittlebit");
     }
 
     const int64_t kp = gguf_find_key(ml.metadata, "littlebit.n_params");
@@ -248,8 +246,9 @@ static ggml_tensor * make_proxy(llama_model_loader & ml, ggml_context * ctx, con
     return w;
 }
 
-static ggml_tensor * create_native(llama_model_loader & ml, const lb_matrix & m, const lb_ctx_fn & ctx_for, lb_lowering mode) {
-    ggml_context * ctx = ctx_for(ggml_backend_cpu_buffer_type());
+static ggml_tensor * create_native(llama_model_loader & ml, const lb_matrix & m, const lb_ctx_fn & ctx_for,
+        ggml_backend_buffer_type_t buft, lb_lowering mode) {
+    ggml_context * ctx = ctx_for(buft);
     ggml_tensor * part[LB_N_PARTS];
     for (int p = 0; p < LB_N_PARTS; ++p) {
         const ggml_tensor * meta = m.meta((lb_part) p);
@@ -330,19 +329,33 @@ bool lb_create_tensor(llama_model_loader & ml, const std::string & name, const s
         return true;
     }
 
+    // pinned host memory belongs to a GPU, but what lies there is computed by the CPU
     ggml_backend_dev_t dev = ggml_backend_buft_get_device(buft);
-    const bool on_cpu = dev == nullptr || ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU ||
+    const bool on_cpu = dev == nullptr || ggml_backend_buft_is_host(buft) ||
+                        ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU ||
                         ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_ACCEL;
     if (dev && ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_META) {
         throw std::runtime_error("littlebit: split mode 'tensor' is not supported for LittleBit files; use -sm layer");
     }
+    // Never a repacking buffer type (vectors cannot live there), nor one that is split over devices (nor can proxies):
+    // under -sm row factors stay whole.
+    ggml_backend_buffer_type_t plain = on_cpu ? ggml_backend_cpu_buffer_type() : ggml_backend_dev_buffer_type(dev);
     const bool forced_portable = st.lowering.rfind("portable", 0) == 0;
-    if (on_cpu && lb_native_available() && !forced_portable) {
-        *out = create_native(ml, m, ctx_for, st.lowering == "native-f32" ? LB_LOWERING_NATIVE_F32 : LB_LOWERING_NATIVE);
-    } else {
-        // vectors cannot live in a repacking buffer type
-        *out = create_portable(ml, m, on_cpu ? ggml_backend_cpu_buffer_type() : buft, type);
+    const bool forced_native   = st.lowering.rfind("native", 0) == 0;
+    const bool f32 = st.lowering == "native-f32";
+    // devices other than the CPU have no kernels for stacks of experts and for f32 activations
+    const bool can_native = on_cpu ? lb_native_available() :
+            !f32 && m.experts == 1 && ne.size() < 3 && lb_native_on(dev, m.rank, m.d_in) && lb_native_on(dev, m.d_out, m.rank);
+    if (can_native && !forced_portable) {
+        *out = create_native(ml, m, ctx_for, plain, f32 ? LB_LOWERING_NATIVE_F32 : LB_LOWERING_NATIVE);
+        return true;
     }
+    if (forced_native) {
+        throw std::runtime_error("littlebit: LITTLEBIT_LOWERING is '" + st.lowering + "', but '" + name + "' is placed on " +
+                (on_cpu ? "the CPU and this build has no liblittlebit" : std::string(ggml_backend_dev_name(dev)) +
+                 ", which has no such kernel for it"));
+    }
+    *out = create_portable(ml, m, plain, type);
     return true;
 }
 
@@ -386,7 +399,7 @@ void lb_alloc(llama_model_loader & ml, lb_ctxs_bufs & ctxs_bufs, lb_named & tens
     }
     LLAMA_LOG_INFO("littlebit: schema %u, %.3f bpw, %d factorized matrices (%d native, %d portable), lowering %s%s%s\n",
             LB_SCHEMA, bpw, st.n_native + st.n_portable, st.n_native, st.n_portable, st.lowering.c_str(),
-            st.n_native ? ", kernel " : "", st.n_native ? lb_native_kernel() : "");
+            st.n_native && lb_native_available() ? ", kernel " : "", st.n_native ? lb_native_kernel() : "");
 }
 
 //

@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include "ggml-backend.h"
+
 // op_params[1] of a proxy. op_params[2] is the number of paths, op_params[3] the rank.
 //   native:   src[0..4] = V, U, g, l, h as in the file, slices (expert, path) in the last dimension
 //   portable: src[0..4] = V, U, g, l, h of path 0, src[5..9] of path 1, experts in the last dimension
@@ -11,6 +13,9 @@ enum lb_lowering {
     LB_LOWERING_NATIVE_F32 = 2, // f32 activations
 };
 
-// whether this build is linked to liblittlebit, and the name of the kernel it uses on this machine
+// whether native nodes run on the CPU: this build is linked to liblittlebit; and the name of the kernel it uses on this machine
 bool         lb_native_available();
 const char * lb_native_kernel();
+
+// whether `dev`, which is not the CPU, runs native nodes of this shape, with activations as integers and without experts
+bool lb_native_on(ggml_backend_dev_t dev, int64_t rows, int64_t cols);

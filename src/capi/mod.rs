@@ -7,6 +7,7 @@
 //! | `status` | the status numbers, `lb_status_text`, `lb_last_error_message` |
 //! | `model` | open a LittleBit GGUF, its matrices, whole products |
 //! | `stage` | half a product for runtimes that own their threads |
+//! | `cuda` | the same on an NVIDIA GPU |
 //! | `kernels` | which kernel runs |
 //! | `guard` | what every entry does first: no panic gets out, no bad pointer gets in |
 //!
@@ -28,6 +29,7 @@
 // The contract is above.
 #![allow(clippy::missing_safety_doc)]
 
+mod cuda;
 mod guard;
 mod kernels;
 mod model;
@@ -35,6 +37,7 @@ mod stage;
 mod status;
 mod version;
 
+pub use cuda::*;
 pub use kernels::*;
 pub use model::*;
 pub use stage::*;

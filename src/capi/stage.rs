@@ -22,7 +22,7 @@ pub struct lb_stage {
     pub reserved: u32,
     /// Rows of S: outputs.
     pub rows: u64,
-    /// Columns of S: inputs, at most 2^20.
+    /// Columns of S: inputs, at most 2^18.
     pub cols: u64,
     /// S as a sign tile (specs/format.md), at any address.
     pub tile: *const u8,

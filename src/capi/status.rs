@@ -27,6 +27,10 @@ pub const LB_ERROR_NOT_FOUND: lb_status = 15;
 pub const LB_ERROR_STRUCT_SIZE: lb_status = 16;
 /// The operating system refused an operation on a file.
 pub const LB_ERROR_IO: lb_status = 20;
+/// There is no CUDA to use: not in this build, no driver, no device, or one that is too old.
+pub const LB_ERROR_NO_CUDA: lb_status = 21;
+/// The CUDA driver refused a call.
+pub const LB_ERROR_CUDA: lb_status = 22;
 /// The file breaks the rules of its format.
 pub const LB_ERROR_MALFORMED: lb_status = 30;
 /// The file is readable but not a LittleBit file of a version that this library knows.
@@ -75,6 +79,8 @@ pub extern "C" fn lb_status_text(status: lb_status) -> *const c_char {
         LB_ERROR_NOT_FOUND => c"not found",
         LB_ERROR_STRUCT_SIZE => c"unknown struct size",
         LB_ERROR_IO => c"input/output error",
+        LB_ERROR_NO_CUDA => c"no CUDA",
+        LB_ERROR_CUDA => c"CUDA error",
         LB_ERROR_MALFORMED => c"malformed file",
         LB_ERROR_UNSUPPORTED => c"unsupported file",
         LB_ERROR_PANIC => c"internal panic",

@@ -8,7 +8,7 @@ use std::path::Path;
 const HEADER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/include/littlebit.h");
 
 /// In the order of the header.
-const SOURCES: [&str; 5] = ["version", "status", "model", "stage", "kernels"];
+const SOURCES: [&str; 6] = ["version", "status", "model", "stage", "cuda", "kernels"];
 
 #[test]
 fn is_what_cbindgen_makes_of_the_sources() {

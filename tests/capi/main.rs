@@ -1,6 +1,7 @@
 //! The C ABI as C, C++ and Rust see it. Needs `cc`, `c++` and binutils, and no default features.
 
 mod abuse;
+mod cuda;
 mod fixture;
 mod header;
 mod products;

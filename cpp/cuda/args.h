@@ -1,0 +1,53 @@
+// What host and device agree on.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+// Columns of signs that pass through the kernels together; planes of activations are padded to it with zeros.
+constexpr uint32_t LBK_CHUNK = 128;
+
+constexpr uint32_t LBK_QUANTIZE_THREADS = 512;
+constexpr uint32_t LBK_SMALL_WARPS   = 8;
+constexpr uint32_t LBK_SMALL_THREADS = LBK_SMALL_WARPS*32;
+constexpr uint32_t LBK_LARGE_WARPS   = 4;
+constexpr uint32_t LBK_LARGE_N       = 32;  // columns of activations of a block
+constexpr uint32_t LBK_LARGE_STRIDE  = 160; // bytes from one plane to the next in shared memory: no bank conflicts
+constexpr uint32_t LBK_SCRATCH       = 256; // bytes for reductions over the warps of a block
+constexpr uint32_t LBK_EXTENTS       = 32;  // blocks that look for the extent of one wide column
+
+#ifdef __CUDACC__
+#define LBK_BOTH __host__ __device__
+#else
+#define LBK_BOTH
+#endif
+
+// Columns of signs of each of `slices` parts of a wide stage, whole chunks.
+LBK_BOTH constexpr uint32_t lbk_slice_cols(uint32_t cols, uint32_t slices) {
+    return ((cols + LBK_CHUNK - 1)/LBK_CHUNK + slices - 1)/slices*LBK_CHUNK;
+}
+
+// One quantized column: s.q of a row of signs with bits b is 2 sum(b q) - sum.
+struct lbk_column {
+    float   step;    // 0 for a column of zeros, NaN for one that is not finite
+    float   unshift;
+    int32_t sum;     // of q
+    int32_t reserved;
+};
+
+// y = add + post * (S (pre * x)) for n columns; src/cuda/plan.rs has the same struct.
+struct lbk_args {
+    const float    * x;
+    const uint16_t * pre;     // f16, may be null
+    const uint8_t  * tile;    // aligned to 4
+    const uint16_t * post;    // f16, may be null
+    const float    * add;     // may be null, may be y
+    float          * y;
+    lbk_column     * columns; // n
+    uint8_t        * planes;  // n times a low and a high plane
+    uint32_t       * split;   // of lbk_split: LBK_EXTENTS pairs, a counter a row block, 32 sums a row block and slice
+    uint64_t x_stride, add_stride, y_stride; // floats
+    uint32_t rows, cols, n;
+    uint32_t plane;           // bytes of a plane
+};

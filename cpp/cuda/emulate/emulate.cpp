@@ -1,0 +1,59 @@
+// The kernels on the host model, behind a C interface for tests/cuda.rs.
+
+#define LBK_EMULATE
+#include "../kernels.cuh"
+#include "../plan.h"
+
+namespace {
+
+template <void (*kernel)(lbk_args)>
+void call(const void * args) {
+    kernel(*static_cast<const lbk_args *>(args));
+}
+
+constexpr lbe::body BODIES[LBK_N_KERNELS] = {
+    call<lbk_quantize>, call<lbk_fused>, call<lbk_small4>, call<lbk_small8>, call<lbk_large>,
+    call<lbk_extent>, call<lbk_split>,
+};
+
+} // namespace
+
+extern "C" {
+
+lbk_plan lbe_plan(uint32_t rows, uint32_t cols, uint32_t n) { return lbk_make_plan(rows, cols, n); }
+
+size_t lbe_work_bytes(uint32_t rows, uint32_t cols, uint32_t n) { return lbk_work_bytes(rows, cols, n); }
+
+uint32_t lbe_plane_bytes(uint32_t cols) { return (uint32_t) lbk_plane_bytes(cols); }
+
+const char * lbe_kernel_name(uint32_t kernel) { return LBK_NAMES[kernel]; }
+
+// 0 on success, 1 if the threads of a block did not meet at a barrier or a collective
+int lbe_launch(const lbk_launch * launch, const lbk_args * args, int order) {
+    const bool good = lbe::launch(BODIES[launch->kernel], args, launch->grid_x, launch->grid_y, launch->block,
+            launch->shared, static_cast<lbe::order>(order));
+    return good ? 0 : 1;
+}
+
+// A kernel whose threads disagree about a barrier, to see that it is noticed; and one that races.
+static void bad_barrier(const void *) {
+    if (threadIdx.x != 5) {
+        __syncthreads();
+    }
+}
+
+static void race(const void * args) {
+    LBK_SHARED(shared);
+    uint32_t * words = (uint32_t *) shared;
+    words[threadIdx.x] = threadIdx.x;
+    // a barrier is missing here
+    (*(uint32_t * const *) args)[threadIdx.x] = words[(threadIdx.x + 1)%blockDim.x];
+}
+
+int lbe_bad_barrier(void) { return lbe::launch(bad_barrier, nullptr, 1, 1, 64, 64, lbe::order::forward) ? 0 : 1; }
+
+int lbe_race(uint32_t * out, int order) {
+    return lbe::launch(race, &out, 1, 1, 64, 256, static_cast<lbe::order>(order)) ? 0 : 1;
+}
+
+}

@@ -1,0 +1,66 @@
+// A small host model of a GPU, for the kernels as they are: a block's threads are fibers that run one after the other and
+// change places at barriers and collectives; blocks follow each other in a chosen order.
+//
+// What it finds: wrong arithmetic, indices and fragments; reads of shared memory that nobody wrote (it starts as
+// garbage); accesses beyond shared memory (it ends at a closed page); barriers that not all threads reach; and races,
+// where a result depends on the order in which threads run between barriers (the order is chosen by the caller).
+// What it does not model: memory ordering within a warp, alignment faults (compile with -fsanitize=alignment), time.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace lbe {
+
+struct dim { uint32_t x, y, z; };
+
+// In what order blocks run, and the threads of a block from barrier to barrier.
+enum class order { forward, backward, shuffled };
+
+extern dim thread_index, block_index, block_size, grid_size;
+
+using body = void (*)(const void * args);
+
+// Runs grid_x * grid_y blocks. False if threads disagree about barriers or collectives.
+bool launch(body kernel, const void * args, uint32_t grid_x, uint32_t grid_y, uint32_t block, uint32_t shared, order how);
+
+uint8_t * shared_memory();
+void barrier();
+uint32_t shuffle_xor(uint32_t v, int mask);
+void mma(int d[4], const uint32_t a[4], const uint32_t b[2]);
+
+float half(uint16_t h);
+
+} // namespace lbe
+
+#define threadIdx (lbe::thread_index)
+#define blockIdx  (lbe::block_index)
+#define blockDim  (lbe::block_size)
+#define gridDim   (lbe::grid_size)
+#define __syncthreads() lbe::barrier()
+
+#define LBK_KERNEL        static void
+#define LBK_BOUNDS(n)
+#define LBK_DEVICE        static inline
+#define LBK_SHARED(name)  uint8_t * const name = lbe::shared_memory()
+#define LBK_UNROLL
+
+// One operation each: the compiler must not fuse them (-ffp-contract=off).
+LBK_DEVICE float lbk_mul(float a, float b) { return a*b; }
+LBK_DEVICE float lbk_add(float a, float b) { return a + b; }
+LBK_DEVICE float lbk_div(float a, float b) { return a/b; }
+LBK_DEVICE int   lbk_round(float a)        { return (int) __builtin_rintf(a); }
+LBK_DEVICE float lbk_float(int a)          { return (float) a; }
+LBK_DEVICE uint32_t lbk_bits(float a)      { uint32_t b; __builtin_memcpy(&b, &a, 4); return b; }
+LBK_DEVICE float lbk_from_bits(uint32_t a) { float b; __builtin_memcpy(&b, &a, 4); return b; }
+LBK_DEVICE float lbk_half(uint16_t h)      { return lbe::half(h); }
+LBK_DEVICE void     lbk_fence()                        {}
+LBK_DEVICE uint32_t lbk_ticket(uint32_t * counter)     { return (*counter)++; }
+LBK_DEVICE uint32_t lbk_load_fresh(const uint32_t * p) { return *p; }
+LBK_DEVICE uint32_t lbk_shuffle_xor(uint32_t v, int mask) { return lbe::shuffle_xor(v, mask); }
+
+LBK_DEVICE void lbk_mma(int d[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+    const uint32_t a[4] = { a0, a1, a2, a3 }, b[2] = { b0, b1 };
+    lbe::mma(d, a, b);
+}

@@ -1,0 +1,166 @@
+//! The kernels in a CUDA context. Only the driver's library is needed at run time, and it is looked for when a module is
+//! opened: without it there is an error, not a program that does not start.
+
+use super::plan::{Args, Kernel, plan, plane_bytes};
+use super::{Failure, work_bytes};
+use cudarc::driver::sys::{self, CUresult};
+use std::ffi::{CStr, CString, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::null_mut;
+
+/// Aligned, as the driver wants images.
+#[repr(C, align(64))]
+struct Image<T: ?Sized>(T);
+static IMAGE: &Image<[u8]> = &Image(*include_bytes!(concat!(env!("OUT_DIR"), "/littlebit.fatbin")));
+
+const OLDEST: (i32, i32) = (8, 0);
+
+/// The kernels, loaded into the context that was current in [`Module::open`].
+#[derive(Debug)]
+pub struct Module {
+    context: sys::CUcontext,
+    module: sys::CUmodule,
+    functions: [sys::CUfunction; Kernel::ALL.len()],
+}
+
+// SAFETY: handles of the driver, which takes them from any thread.
+unsafe impl Send for Module {}
+// SAFETY: as above.
+unsafe impl Sync for Module {}
+
+fn checked(call: &'static str, result: CUresult) -> Result<(), Failure> {
+    if result == CUresult::CUDA_SUCCESS {
+        return Ok(());
+    }
+    let mut text = std::ptr::null();
+    // SAFETY: writes a pointer to a static string, or NULL for a number it does not know.
+    let known =
+        unsafe { sys::cuGetErrorString(result, &mut text) } == CUresult::CUDA_SUCCESS && !text.is_null();
+    let reason = if known {
+        // SAFETY: a static C string.
+        unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+    } else {
+        format!("error {}", result as u32)
+    };
+    Err(Failure::Driver { call, reason })
+}
+
+fn current() -> Result<sys::CUcontext, Failure> {
+    let mut context = null_mut();
+    // SAFETY: writes a handle.
+    checked("cuCtxGetCurrent", unsafe { sys::cuCtxGetCurrent(&mut context) })?;
+    if context.is_null() {
+        return Err(Failure::Context(
+            "the calling thread has no CUDA context; cudaSetDevice or cuCtxSetCurrent gives it one".into(),
+        ));
+    }
+    Ok(context)
+}
+
+impl Module {
+    /// Loads the kernels into the context of the calling thread.
+    /// Errors: [`Failure::Absent`] without a driver, a device, or one of capability 8.0; [`Failure::Context`].
+    pub fn open() -> Result<Self, Failure> {
+        // A library that lacks a function makes cudarc panic at the call; that is a driver we cannot use.
+        catch_unwind(AssertUnwindSafe(Self::load))
+            .unwrap_or_else(|_| Err(Failure::Absent("the driver's library lacks functions".into())))
+    }
+
+    fn load() -> Result<Self, Failure> {
+        // SAFETY: opens the driver's library, whose initializers are trusted as in any CUDA program.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(Failure::Absent(
+                "the NVIDIA driver's library (libcuda) is not on this machine".into(),
+            ));
+        }
+        // SAFETY: may be called any number of times.
+        let result = unsafe { sys::cuInit(0) };
+        checked("cuInit", result).map_err(|e| Failure::Absent(e.to_string()))?;
+        let context = current()?;
+        let mut device = 0;
+        // SAFETY: writes a number.
+        checked("cuCtxGetDevice", unsafe { sys::cuCtxGetDevice(&mut device) })?;
+        use sys::CUdevice_attribute::{
+            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
+            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
+        };
+        let attribute = |which| {
+            let mut value = 0;
+            // SAFETY: writes a number.
+            checked("cuDeviceGetAttribute", unsafe { sys::cuDeviceGetAttribute(&mut value, which, device) })?;
+            Ok::<i32, Failure>(value)
+        };
+        let capability = (attribute(MAJOR)?, attribute(MINOR)?);
+        if capability < OLDEST {
+            let (major, minor) = capability;
+            return Err(Failure::Absent(format!(
+                "the device has compute capability {major}.{minor}, 8.0 is needed"
+            )));
+        }
+
+        let mut module = null_mut();
+        // SAFETY: a fatbin with its length inside, aligned.
+        checked("cuModuleLoadData", unsafe { sys::cuModuleLoadData(&mut module, IMAGE.0.as_ptr().cast()) })?;
+        let mut loaded = Module { context, module, functions: [null_mut(); Kernel::ALL.len()] };
+        for kernel in Kernel::ALL {
+            let name = CString::new(kernel.name()).unwrap_or_default();
+            let slot = &mut loaded.functions[kernel as usize];
+            // SAFETY: a loaded module and a C string.
+            checked("cuModuleGetFunction", unsafe { sys::cuModuleGetFunction(slot, module, name.as_ptr()) })?;
+        }
+        Ok(loaded)
+    }
+
+    /// Launches a stage on `stream`. `args` has all but `columns`, `planes`, `split` and `plane`; `work` is
+    /// [`work_bytes`] of device memory, aligned to 16. Does not wait or allocate; may be captured into a graph.
+    /// Errors: [`Failure::Context`], [`Failure::Driver`].
+    ///
+    /// # Safety
+    /// All pointers of `args` lead to memory of the device, of the sizes that its numbers give, which the stream
+    /// may use until the launches are done; `tile` is aligned to 4, `n > 0`, `cols <= 2^18`.
+    pub unsafe fn run(&self, mut args: Args, work: u64, stream: u64) -> Result<(), Failure> {
+        if current()? != self.context {
+            return Err(Failure::Context(
+                "the calling thread has another CUDA context than lb_cuda_open saw".into(),
+            ));
+        }
+        debug_assert!(work_bytes(args.rows, args.cols, args.n) == 0 || work.is_multiple_of(16));
+        args.split = work;
+        args.columns = work;
+        args.planes = work + 16 * u64::from(args.n);
+        args.plane = plane_bytes(args.cols) as u32;
+        for launch in plan(args.rows, args.cols, args.n) {
+            let mut params = [(&raw mut args).cast::<c_void>()];
+            // SAFETY: a function of the module, which takes one Args by value; the rest is the caller's promise.
+            let result = unsafe {
+                sys::cuLaunchKernel(
+                    self.functions[launch.kernel as usize],
+                    launch.grid_x,
+                    launch.grid_y,
+                    1,
+                    launch.block,
+                    1,
+                    1,
+                    launch.shared,
+                    stream as sys::CUstream,
+                    params.as_mut_ptr(),
+                    null_mut(),
+                )
+            };
+            checked("cuLaunchKernel", result)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        // SAFETY: loaded once, unloaded once, in its context. Where the context is gone, so is the module.
+        unsafe {
+            if sys::cuCtxPushCurrent_v2(self.context) == CUresult::CUDA_SUCCESS {
+                sys::cuModuleUnload(self.module);
+                sys::cuCtxPopCurrent_v2(&mut null_mut());
+            }
+        }
+    }
+}
