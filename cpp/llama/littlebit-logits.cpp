@@ -146,7 +146,7 @@ int main(int argc, char ** argv) {
     }
     if (mode == "pairs" && !bound.empty()) {
         llama_log_set([](ggml_log_level level, const char * text, void *) {
-            if (level == GGML_LOG_LEVEL_ERROR) {
+            if (level == GGML_LOG_LEVEL_ERROR || (level == GGML_LOG_LEVEL_WARN && strncmp(text, "littlebit", 9) == 0)) {
                 fputs(text, stderr);
             }
         }, nullptr);

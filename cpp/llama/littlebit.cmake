@@ -6,7 +6,8 @@ set(GGML_LITTLEBIT_LIB "" CACHE FILEPATH "liblittlebit to link, empty for the po
 
 set(LITTLEBIT_SOURCES
     ${GGML_LITTLEBIT_DIR}/llama-littlebit-loader.cpp
-    ${GGML_LITTLEBIT_DIR}/llama-littlebit-graph.cpp)
+    ${GGML_LITTLEBIT_DIR}/llama-littlebit-graph.cpp
+    ${GGML_LITTLEBIT_DIR}/llama-littlebit-check.cpp)
 target_sources(llama PRIVATE ${LITTLEBIT_SOURCES})
 set_source_files_properties(${LITTLEBIT_SOURCES} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
 target_include_directories(llama PRIVATE ${GGML_LITTLEBIT_DIR})

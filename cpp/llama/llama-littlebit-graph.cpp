@@ -121,7 +121,7 @@ static void compute_stage(ggml_tensor * dst, int, int, void *) {
 
 #endif
 
-static ggml_tensor * stage_node(ggml_context * ctx, ggml_tensor * x, ggml_tensor * tile, ggml_tensor * post,
+ggml_tensor * lb_stage_node(ggml_context * ctx, ggml_tensor * x, ggml_tensor * tile, ggml_tensor * post,
         ggml_tensor * pre, ggml_tensor * add, ggml_tensor * ids, lb_node node) {
     node.pre = pre != nullptr;
     node.add = add != nullptr;
@@ -154,7 +154,7 @@ static ggml_tensor * input_half(ggml_context * ctx, ggml_tensor * w, ggml_tensor
             return t;
         }
     }
-    ggml_tensor * t = stage_node(ctx, x, V, l, g, nullptr, ids, node);
+    ggml_tensor * t = lb_stage_node(ctx, x, V, l, g, nullptr, ids, node);
     ggml_set_name(t, name);
     return t;
 }
@@ -168,7 +168,7 @@ static ggml_tensor * native(ggml_context * ctx, ggml_tensor * w, ggml_tensor * x
     for (int p = 0; p < w->op_params[2]; ++p) {
         node.path = p;
         ggml_tensor * t = input_half(ctx, w, x, ids, node);
-        y = stage_node(ctx, t, U, h, nullptr, y, ids, node);
+        y = lb_stage_node(ctx, t, U, h, nullptr, y, ids, node);
         ggml_format_name(y, "%s (U%d)", w->name, p);
     }
     return y;
@@ -185,9 +185,9 @@ bool lb_native_on(ggml_backend_dev_t dev, int64_t rows, int64_t cols) {
     ggml_tensor * post = ggml_new_tensor_2d(ctx, GGML_TYPE_F16, rows, 1);
     lb_node node = {};
     node.paths = 1;
-    const bool supported = ggml_backend_dev_supports_op(dev, stage_node(ctx, x, tile, post, nullptr, nullptr, nullptr, node));
+    const bool supported = ggml_backend_dev_supports_op(dev, lb_stage_node(ctx, x, tile, post, nullptr, nullptr, nullptr, node));
     ggml_free(ctx);
-    return supported;
+    return supported && lb_device_computes(dev);
 }
 
 //

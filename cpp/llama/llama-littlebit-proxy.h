@@ -3,6 +3,7 @@
 #pragma once
 
 #include "ggml-backend.h"
+#include "littlebit-node.h"
 
 // op_params[1] of a proxy. op_params[2] is the number of paths, op_params[3] the rank.
 //   native:   src[0..4] = V, U, g, l, h as in the file, slices (expert, path) in the last dimension
@@ -19,3 +20,10 @@ const char * lb_native_kernel();
 
 // whether `dev`, which is not the CPU, runs native nodes of this shape, with activations as integers and without experts
 bool lb_native_on(ggml_backend_dev_t dev, int64_t rows, int64_t cols);
+
+// whether `dev` computes some small native nodes rightly; looked at once, with a warning if not
+bool lb_device_computes(ggml_backend_dev_t dev);
+
+// dst = add + post * (S (pre * x)) as one node; pre, add and ids may be null, node says the rest
+ggml_tensor * lb_stage_node(ggml_context * ctx, ggml_tensor * x, ggml_tensor * tile, ggml_tensor * post,
+        ggml_tensor * pre, ggml_tensor * add, ggml_tensor * ids, lb_node node);

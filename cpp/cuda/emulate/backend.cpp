@@ -1,7 +1,8 @@
 // A ggml backend called "CUDA" without a GPU, loaded by GGML_BACKEND_PATH into any program of the patched llama.cpp. Its
 // memory is apart from the host's, as a device's is. LittleBit's nodes go through ggml-cuda-littlebit.cu and launch.cu to
 // the kernels on the host model; every other node goes to the CPU backend. With it the choice of lowerings, the
-// placement of weights (-ngl, two devices with LITTLEBIT_HOST_MODEL_DEVICES=2) and the glue to ggml-cuda run in CI.
+// placement of weights (-ngl, two devices with LITTLEBIT_HOST_MODEL_DEVICES=2) and the glue to ggml-cuda run in CI. With
+// LITTLEBIT_HOST_MODEL_FAULT it computes one value of every node wrongly.
 
 #define LBK_EMULATE
 #include "../../llama/ggml-cuda-littlebit.cu"
@@ -86,7 +87,9 @@ static ggml_backend_t cpu() {
 static const char * backend_name(ggml_backend_t backend) { return device_name(backend->device); }
 
 static void backend_free(ggml_backend_t backend) {
-    fprintf(stderr, "emulated CUDA: %d LittleBit nodes on %s\n", n_nodes[index_of(backend->device)], backend_name(backend));
+    int & n = n_nodes[index_of(backend->device)];
+    fprintf(stderr, "emulated CUDA: %d LittleBit nodes on %s\n", n, backend_name(backend));
+    n = 0;
     delete backend;
 }
 
@@ -96,6 +99,9 @@ static ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph * graph) {
         ggml_tensor * node = ggml_graph_node(graph, i);
         if (node->op == GGML_OP_CUSTOM) {
             ggml_cuda_littlebit(context, node);
+            if (getenv("LITTLEBIT_HOST_MODEL_FAULT")) {
+                *(float *) node->data = 1 - *(const float *) node->data;
+            }
             ++n_nodes[index_of(backend->device)];
             continue;
         }
