@@ -2,8 +2,8 @@
 //!
 //! No fused multiply-add anywhere: it would round differently from the portable kernel.
 
-mod exact;
-mod int;
+pub(super) mod exact;
+pub(super) mod int;
 
 use super::ops::{Ops, Output};
 use super::quantize::{self, Extent};
@@ -12,6 +12,8 @@ use half::f16;
 use std::arch::x86_64::*;
 
 pub(super) const OPS: Ops = Ops {
+    run_cols: int::RUN_COLS,
+    vectors: int::VECTORS,
     extent,
     int_tables: int::tables,
     f32_tables: exact::tables,
