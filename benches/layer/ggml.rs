@@ -23,8 +23,7 @@ type Close = unsafe extern "C" fn(*mut c_void);
 type Features = unsafe extern "C" fn(*const c_void) -> *const c_char;
 type PoolNew =
     unsafe extern "C" fn(*mut c_void, *const c_char, c_int, i64, i64, i64, c_int, c_int, u64) -> *mut c_void;
-type FactorsNew =
-    unsafe extern "C" fn(*mut c_void, i64, i64, i64, i64, c_int, c_int, u64) -> *mut c_void;
+type FactorsNew = unsafe extern "C" fn(*mut c_void, i64, i64, i64, i64, c_int, c_int, u64) -> *mut c_void;
 type PoolRun = unsafe extern "C" fn(*mut c_void) -> c_int;
 
 /// The loaded shim.

@@ -87,12 +87,13 @@ fn run() -> Result<(), String> {
 
 /// What one case measures.
 #[derive(Clone, Copy)]
-pub struct Setting {
-    pub d_out: usize,
-    pub d_in: usize,
-    pub stream: bool,
-    pub batch: usize,
-    pub threads: usize,
+struct Setting {
+    d_out: usize,
+    d_in: usize,
+    stream: bool,
+    /// Columns.
+    batch: usize,
+    threads: usize,
 }
 
 impl Setting {

@@ -30,7 +30,10 @@ pub fn bars(cases: &[Case]) -> String {
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" font-family=\"sans-serif\" font-size=\"12\">"
     ));
     put(format_args!("<rect width=\"{WIDTH}\" height=\"{height}\" fill=\"white\"/>"));
-    put(format_args!("<text x=\"{}\" y=\"16\" text-anchor=\"middle\">time / littlebit's time</text>", WIDTH / 2.0));
+    put(format_args!(
+        "<text x=\"{}\" y=\"16\" text-anchor=\"middle\">time / littlebit's time</text>",
+        WIDTH / 2.0
+    ));
     for tick in [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0].into_iter().filter(|t| *t <= largest) {
         let x = at(tick);
         put(format_args!("<line x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"36\" y2=\"{height}\" stroke=\"#ccc\"/>"));
@@ -44,7 +47,10 @@ pub fn bars(cases: &[Case]) -> String {
             y += LINE;
             let (from, to) = (at(ratio.min(1.0)), at(ratio.max(1.0)));
             let colour = COLOURS[usize::from(ratio < 1.0)];
-            put(format_args!("<text x=\"{:.1}\" y=\"{y:.1}\" text-anchor=\"end\">{name}</text>", BARS[0] - 8.0));
+            put(format_args!(
+                "<text x=\"{:.1}\" y=\"{y:.1}\" text-anchor=\"end\">{name}</text>",
+                BARS[0] - 8.0
+            ));
             put(format_args!(
                 "<rect x=\"{from:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"12\" fill=\"{colour}\"/>",
                 y - 10.5,

@@ -79,7 +79,9 @@ unsafe fn row_blocks<const R: usize, const N: usize>(
             }
         }
         // SAFETY: the unit's lines of every vector.
-        unsafe { add_unit(&order, signs, run.tables.as_ptr().add(UNIT_LINES * unit), run.table_stride, &mut acc) };
+        unsafe {
+            add_unit(&order, signs, run.tables.as_ptr().add(UNIT_LINES * unit), run.table_stride, &mut acc)
+        };
     }
     if run.byte_cols % 4 == 2 {
         let unit = run.byte_cols / 4;
@@ -91,7 +93,9 @@ unsafe fn row_blocks<const R: usize, const N: usize>(
             *signs = order.by_row([v, _mm512_setzero_si512()]);
         }
         // SAFETY: as above, tables are padded to 32 columns.
-        unsafe { add_unit(&order, signs, run.tables.as_ptr().add(UNIT_LINES * unit), run.table_stride, &mut acc) };
+        unsafe {
+            add_unit(&order, signs, run.tables.as_ptr().add(UNIT_LINES * unit), run.table_stride, &mut acc)
+        };
     }
     for (r, acc) in acc.iter().enumerate() {
         for (i, acc) in acc.iter().enumerate() {
