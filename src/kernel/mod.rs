@@ -37,6 +37,8 @@ mod matmul;
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
 mod neon;
 mod ops;
+#[cfg(target_arch = "x86_64")]
+mod pages;
 pub mod quantize;
 mod scalar;
 mod scratch;

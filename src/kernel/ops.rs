@@ -59,6 +59,8 @@ pub(super) struct Run<'a> {
     pub table_stride: usize,
     /// Vectors of activations.
     pub vectors: usize,
+    /// Whether the signs have yet to come from memory: no vectors of the same batch met them before.
+    pub cold: bool,
 }
 
 /// Adds the products of a run to `sums`: those of all row blocks of the first vector, then of the next.
@@ -120,6 +122,7 @@ mod tests {
                         tables: &tables[from..],
                         table_stride: 0,
                         vectors: 1,
+                        cold: true,
                     };
                     (ops.int_rows)(&run, &mut sums);
                 }

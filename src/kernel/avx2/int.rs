@@ -8,6 +8,7 @@
 //! two operations of fifteen, with activations four times as coarse; see specs/results.md.)
 
 use super::super::ops::{IntSums, Output, Run};
+use super::super::pages;
 use super::super::quantize::Step;
 use super::super::scratch::Line;
 use super::{each_eight, write};
@@ -105,6 +106,7 @@ pub(super) fn rows(run: &Run<'_>, sums: &mut [IntSums]) {
 fn row_blocks<const N: usize>(run: &Run<'_>, sums: &mut [IntSums]) {
     let blocks = sums.len() / N;
     for b in 0..blocks {
+        pages::ahead(run, b);
         // The row block after this one, where prefetching goes on. Beyond the last it may point anywhere.
         let next = run.tile.as_ptr().wrapping_add((b + 1) * run.stride);
         let tile = &run.tile[b * run.stride..][..32 * run.byte_cols];

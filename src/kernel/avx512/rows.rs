@@ -1,12 +1,14 @@
 //! Lookups and their sums.
 
 use super::super::ops::{IntSums, Run};
+use super::super::pages;
 use super::super::scratch::Line;
 use super::UNIT_LINES;
 use std::arch::x86_64::*;
 
-/// Columns of a run. Nothing overflows; but the tables of longer runs leave the caches between row blocks.
-pub(super) const RUN_COLS: usize = 4096;
+/// Columns of a run. Nothing overflows; the tables of most matrices are one run, which the second-level cache holds,
+/// so signs are read from their beginning to their end.
+pub(super) const RUN_COLS: usize = 16384;
 
 /// Vectors of activations that share the work on the signs: their 16 sums, 8 tables and the constants fill the
 /// registers.
@@ -36,6 +38,7 @@ fn vectors<const N: usize>(run: &Run<'_>, sums: &mut [IntSums]) {
     assert!(blocks == 0 || run.tile.len() >= (blocks - 1) * run.stride + 32 * run.byte_cols);
     assert!(run.tables.len() >= (N - 1) * run.table_stride + UNIT_LINES * units);
     for b in (0..blocks & !1).step_by(2) {
+        pages::ahead(run, b);
         // SAFETY: the lengths were checked.
         unsafe { row_blocks::<2, N>(run, b, blocks, sums) }
     }
