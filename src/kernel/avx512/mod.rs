@@ -9,13 +9,13 @@
 mod rows;
 mod tables;
 
-use super::avx2::{exact, int};
+use super::avx2::{self, exact, int};
 use super::ops::Ops;
 
 pub(super) const OPS: Ops = Ops {
     run_cols: rows::RUN_COLS,
     vectors: rows::VECTORS,
-    extent: tables::extent,
+    extent: avx2::extent,
     int_tables: tables::tables,
     f32_tables: exact::tables,
     int_rows: rows::rows,

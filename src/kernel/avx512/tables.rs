@@ -4,7 +4,7 @@
 //! low and high bytes for the upper groups. Entry `16 k + i` of a line belongs to columns `8 k ..` and the signs `i`.
 
 use super::super::ops::TABLE_COLS;
-use super::super::quantize::{Extent, Step};
+use super::super::quantize::Step;
 use super::super::scratch::Line;
 use super::UNIT_LINES;
 use half::f16;
@@ -27,20 +27,6 @@ fn sixteen(x: &[f32], pre: Option<&[f16]>, k: usize) -> __m512 {
             }
         }
     }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-pub(super) fn extent(x: &[f32], pre: Option<&[f16]>) -> Extent {
-    assert!(pre.is_none_or(|g| g.len() >= x.len()));
-    let (mut value, mut group) = (_mm512_setzero_si512(), _mm512_setzero_si512());
-    for k in (0..x.len()).step_by(16) {
-        let v = _mm512_abs_ps(sixteen(x, pre, k));
-        value = _mm512_max_epu32(value, _mm512_castps_si512(v));
-        let pairs = _mm512_add_ps(v, _mm512_permute_ps::<0b10_11_00_01>(v));
-        let fours = _mm512_abs_ps(_mm512_add_ps(pairs, _mm512_permute_ps::<0b01_00_11_10>(pairs)));
-        group = _mm512_max_epu32(group, _mm512_castps_si512(fours));
-    }
-    Extent { value: _mm512_reduce_max_epu32(value), group: _mm512_reduce_max_epu32(group) }
 }
 
 /// Index patterns, see [`tables`].
