@@ -60,6 +60,7 @@ pub(super) struct Run<'a> {
     /// Vectors of activations.
     pub vectors: usize,
     /// Whether the signs have yet to come from memory: no vectors of the same batch met them before.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub cold: bool,
 }
 
