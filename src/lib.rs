@@ -12,7 +12,7 @@
 //! |---|---|---|
 //! | [`gguf`] | read and write GGUF v3, ordered and checked | |
 //! | [`bits`] | the sign matrix and its tile layout | |
-//! | [`kernel`] | factorized matmul on the CPU: oracle, AVX2, f32; dispatch | |
+//! | [`kernel`] | factorized matmul on the CPU: scalar, AVX2, AVX-512, NEON; dispatch | |
 //! | [`format`] | LittleBit GGUF schema v1, `.littlebit`, lossy GGUF | |
 //! | [`cuda`] | the same products on NVIDIA GPUs | `cuda` to launch them |
 //! | [`capi`] | the C ABI (`include/littlebit.h`) | |

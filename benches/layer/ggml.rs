@@ -5,14 +5,17 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// ggml's name of a type, whether its weights lie in the repack buffer, and its bits per 16 weights.
-pub const TYPES: [(&str, bool, usize); 6] = [
-    ("f32", false, 512),
-    ("f16", false, 256),
-    ("q8_0", false, 136),
-    ("q4_0", false, 72),
-    ("q4_0", true, 72),
-    ("q1_0", false, 18),
+/// ggml's name of a type, whether its weights lie in the repack buffer, and its bits per 256 weights.
+pub const TYPES: [(&str, bool, usize); 9] = [
+    ("f32", false, 8192),
+    ("f16", false, 4096),
+    ("q8_0", false, 2176),
+    ("q4_0", false, 1152),
+    ("q4_0", true, 1152),
+    ("q1_0", false, 288),
+    ("tq1_0", false, 432),
+    ("tq2_0", false, 528),
+    ("iq1_s", false, 400),
 ];
 
 type Open = unsafe extern "C" fn(c_int) -> *mut c_void;
@@ -20,6 +23,7 @@ type Close = unsafe extern "C" fn(*mut c_void);
 type Features = unsafe extern "C" fn(*const c_void) -> *const c_char;
 type PoolNew =
     unsafe extern "C" fn(*mut c_void, *const c_char, c_int, i64, i64, i64, c_int, c_int, u64) -> *mut c_void;
+type FactorsNew = unsafe extern "C" fn(*mut c_void, i64, i64, i64, i64, c_int, c_int, u64) -> *mut c_void;
 type PoolRun = unsafe extern "C" fn(*mut c_void) -> c_int;
 
 /// The loaded shim.
@@ -115,6 +119,33 @@ impl Engine<'_> {
                 1,
             )
         };
+        self.pool_of(handle)
+    }
+
+    /// One path of factors in standard operations; `None` if ggml lacks one of them.
+    pub fn factors(
+        &self,
+        (rows, cols, rank, batch): (usize, usize, usize, usize),
+        copies: usize,
+        products: usize,
+    ) -> Option<Pool<'_>> {
+        // SAFETY: an open engine, and sizes that fit.
+        let handle = unsafe {
+            self.library.symbol::<FactorsNew>(c"gb_factors_new")(
+                self.handle,
+                rows as i64,
+                cols as i64,
+                rank as i64,
+                batch as i64,
+                copies as c_int,
+                products as c_int,
+                1,
+            )
+        };
+        self.pool_of(handle)
+    }
+
+    fn pool_of(&self, handle: *mut c_void) -> Option<Pool<'_>> {
         (!handle.is_null()).then(|| Pool {
             handle,
             run: self.library.symbol(c"gb_pool_run"),

@@ -1,9 +1,10 @@
 //! Our layers, run like ggml's: by a team of threads that starts once per sample.
 
+use crate::Setting;
 use half::f16;
 use littlebit::bits::tile_bytes;
 use littlebit::format::factors::{RANK_STEP, slice_bits};
-use littlebit::kernel::{self, Kernel, Mode, PathRef};
+use littlebit::kernel::{Kernel, Mode, PathRef};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Largest rank whose exact bit account stays within `bpw`.
@@ -99,15 +100,8 @@ unsafe impl Send for Shared {}
 unsafe impl Sync for Shared {}
 
 impl Layers {
-    pub fn new(
-        d_out: usize,
-        d_in: usize,
-        rank: usize,
-        batch: usize,
-        copies: usize,
-        products: usize,
-        threads: usize,
-    ) -> Self {
+    pub fn new(at: Setting, rank: usize, copies: usize, products: usize, kernel: Kernel) -> Self {
+        let Setting { d_out, d_in, batch, threads, .. } = at;
         let mut random = Random(1);
         let pool: Vec<Layer> = (0..copies).map(|_| Layer::new(&mut random, d_out, d_in, rank)).collect();
         let path = pool[0].path();
@@ -120,7 +114,7 @@ impl Layers {
             t: vec![0.0; rank * batch],
             y: vec![0.0; d_out * batch],
             work: vec![vec![0; bytes]; threads],
-            kernel: kernel::active(),
+            kernel,
             pool,
         }
     }

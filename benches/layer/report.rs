@@ -1,6 +1,6 @@
 //! Tables of the measurements, for people and as JSON.
 
-use littlebit::kernel;
+use crate::{Clock, Setting};
 use serde_json::{Value, json};
 
 /// One candidate of one case.
@@ -12,9 +12,9 @@ pub struct Row {
 }
 
 impl Row {
-    pub fn new(name: &str, weight_bytes: usize, mut seconds: Vec<f64>) -> Self {
+    pub fn new(name: String, weight_bytes: usize, mut seconds: Vec<f64>) -> Self {
         seconds.sort_by(f64::total_cmp);
-        Row { name: name.to_owned(), weight_bytes, seconds }
+        Row { name, weight_bytes, seconds }
     }
 
     /// Seconds at quantile `q`.
@@ -22,30 +22,62 @@ impl Row {
         self.seconds[((self.seconds.len() - 1) as f64 * q).round() as usize]
     }
 
-    fn median(&self) -> f64 {
+    pub fn median(&self) -> f64 {
         self.at(0.5)
+    }
+
+    /// Of a product that a streaming case reads its weights for; of the reading loop as a whole.
+    fn bytes_per_second(&self, batch: usize) -> f64 {
+        self.weight_bytes as f64 / (self.median() * batch as f64)
     }
 }
 
-/// One layer shape in one mode.
+/// The loop that only reads.
+const READ: &str = "read";
+
+/// One layer shape in one setting.
 pub struct Case {
-    pub d_out: usize,
-    pub d_in: usize,
+    pub at: Setting,
     pub rank: usize,
     pub bpw: f64,
-    pub stream: bool,
     pub rows: Vec<Row>,
 }
 
 impl Case {
-    fn ours(&self) -> &Row {
+    pub fn ours(&self) -> &Row {
         &self.rows[0]
     }
-    fn mode(&self) -> &'static str {
-        if self.stream { "stream" } else { "cached" }
+    /// What does the same as ours.
+    pub fn others(&self) -> impl Iterator<Item = &Row> {
+        self.rows[1..].iter().filter(|row| row.name != READ)
     }
-    fn macs(&self) -> f64 {
-        (self.rank * (self.d_out + self.d_in)) as f64
+    fn mode(&self) -> &'static str {
+        if self.at.stream { "stream" } else { "cached" }
+    }
+    fn layer(&self) -> String {
+        format!("{}x{}", self.at.d_out, self.at.d_in)
+    }
+    pub fn title(&self) -> String {
+        let Setting { batch, threads, .. } = self.at;
+        format!(
+            "{}, {:.2} bpw, {batch} column(s), {threads} thread(s), {}: {:.1} us a column",
+            self.layer(),
+            self.bpw,
+            self.mode(),
+            self.ours().median() * 1e6
+        )
+    }
+    /// Multiply-adds of a row's product for one column.
+    fn macs(&self, row: &Row) -> f64 {
+        let factors = row.name.starts_with("littlebit") || row.name.starts_with("2x");
+        let Setting { d_out, d_in, .. } = self.at;
+        (if factors { self.rank * (d_out + d_in) } else { d_out * d_in }) as f64
+    }
+    /// Our share of the bandwidth that reading alone reaches.
+    fn share_of_reading(&self) -> Option<f64> {
+        let read = self.rows.iter().find(|row| row.name == READ)?;
+        let batch = self.at.batch;
+        Some(self.ours().bytes_per_second(batch) / read.bytes_per_second(batch))
     }
 }
 
@@ -63,86 +95,93 @@ fn cpu() -> (String, Vec<String>) {
     (field("model name"), flags.map(str::to_owned).collect())
 }
 
-pub fn print_head(threads: usize, batch: usize, ggml: Option<&str>) {
+pub fn print_head(ggml: Option<&str>) {
     let (model, flags) = cpu();
     println!("* CPU: {model} ({})", flags.join(" "));
-    println!("* kernel: {}, {threads} thread(s), {batch} column(s)", kernel::active());
     match ggml {
         Some(features) => println!("* ggml: {features}"),
         None => println!(
             "* ggml was not given: set LITTLEBIT_LLAMA_PREFIX, or LITTLEBIT_GGML_INCLUDE and LITTLEBIT_GGML_LIB, to compare"
         ),
     }
+    println!("* us: microseconds a column, of the thread's own clock with one thread, else of the wall's");
     println!();
-    println!("| layer | r | bpw | mode | candidate | us median | us p10-p90 | GB/s | GMAC/s | time / ours |");
-    println!("|---|---|---|---|---|---|---|---|---|---|");
+    println!(
+        "| layer | r | bpw | n | threads | mode | candidate | us median | us p10-p90 | GB/s | GMAC/s | time / ours |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|---|---|---|");
 }
 
 pub fn print_case(case: &Case) {
-    for (i, row) in case.rows.iter().enumerate() {
+    let Setting { batch, threads, .. } = case.at;
+    for row in &case.rows {
         let us = |q: f64| row.at(q) * 1e6;
-        let macs = if i == 0 { case.macs() } else { (case.d_out * case.d_in) as f64 };
+        let of_a_product = |text: String| if row.name == READ { "-".to_owned() } else { text };
         println!(
-            "| {}x{} | {} | {:.3} | {} | {} | {:.1} | {:.1}-{:.1} | {:.1} | {:.0} | {:.2} |",
-            case.d_out,
-            case.d_in,
+            "| {} | {} | {:.3} | {batch} | {threads} | {} | {} | {} | {} | {:.1} | {} | {} |",
+            case.layer(),
             case.rank,
             case.bpw,
             case.mode(),
             row.name,
-            us(0.5),
-            us(0.1),
-            us(0.9),
-            row.weight_bytes as f64 / row.median() / 1e9,
-            macs / row.median() / 1e9,
-            row.median() / case.ours().median(),
+            of_a_product(format!("{:.1}", us(0.5))),
+            of_a_product(format!("{:.1}-{:.1}", us(0.1), us(0.9))),
+            row.bytes_per_second(batch) / 1e9,
+            of_a_product(format!("{:.0}", case.macs(row) / row.median() / 1e9)),
+            of_a_product(format!("{:.2}", row.median() / case.ours().median())),
         );
     }
 }
 
-/// How many times as long each of ggml's products takes, one line per case.
+/// How many times as long each of the others takes, one line per case.
 pub fn print_ratios(cases: &[Case]) {
     let mut names: Vec<&str> = Vec::new();
-    for row in cases.iter().flat_map(|c| &c.rows[1..]) {
+    for row in cases.iter().flat_map(Case::others) {
         if !names.contains(&row.name.as_str()) {
             names.push(&row.name);
         }
     }
+    let heads: String = names.iter().map(|name| format!("vs {name} | ")).collect();
     println!();
-    println!("| layer | r | mode | littlebit us | vs {} |", names.join(" | vs "));
-    println!("|---|---|---|---|{}", "---|".repeat(names.len()));
+    println!("| layer | r | n | threads | mode | littlebit us (p10-p90) | {heads}of reading |");
+    println!("|---|---|---|---|---|---|{}---|", "---|".repeat(names.len()));
     for case in cases {
-        let ours = case.ours().median();
+        let ours = case.ours();
         let ratio = |name: &&str| match case.rows.iter().find(|r| r.name == **name) {
-            Some(row) => format!("{:.1}", row.median() / ours),
-            None => "-".into(),
+            Some(row) => format!("{:.1} | ", row.median() / ours.median()),
+            None => "- | ".into(),
         };
-        let ratios: Vec<String> = names.iter().map(ratio).collect();
+        let ratios: String = names.iter().map(ratio).collect();
         println!(
-            "| {}x{} | {} | {} | {:.1} | {} |",
-            case.d_out,
-            case.d_in,
+            "| {} | {} | {} | {} | {} | {:.1} ({:.1}-{:.1}) | {ratios}{} |",
+            case.layer(),
             case.rank,
+            case.at.batch,
+            case.at.threads,
             case.mode(),
-            ours * 1e6,
-            ratios.join(" | ")
+            ours.median() * 1e6,
+            ours.at(0.1) * 1e6,
+            ours.at(0.9) * 1e6,
+            case.share_of_reading().map_or("-".into(), |share| format!("{:.0} %", 100.0 * share)),
         );
     }
 }
 
 /// Everything that was measured.
-pub fn json(cases: &[Case], threads: usize, batch: usize, ggml: Option<&str>) -> String {
+pub fn json(cases: &[Case], ggml: Option<&str>) -> String {
     let (model, flags) = cpu();
     let case = |c: &Case| -> Value {
         let row = |r: &Row| json!({ "name": r.name, "weight_bytes": r.weight_bytes, "seconds": r.seconds });
+        let Setting { d_out, d_in, batch, threads, .. } = c.at;
         json!({
-            "d_out": c.d_out, "d_in": c.d_in, "rank": c.rank, "bpw": c.bpw, "mode": c.mode(),
+            "d_out": d_out, "d_in": d_in, "rank": c.rank, "bpw": c.bpw, "mode": c.mode(),
+            "batch": batch, "threads": threads,
+            "clock": if Clock::of(threads) == Clock::Thread { "thread" } else { "wall" },
             "rows": c.rows.iter().map(row).collect::<Vec<_>>(),
         })
     };
     let value = json!({
-        "cpu": model, "flags": flags, "kernel": kernel::active().name(), "ggml": ggml,
-        "threads": threads, "batch": batch, "cases": cases.iter().map(case).collect::<Vec<_>>(),
+        "cpu": model, "flags": flags, "ggml": ggml, "cases": cases.iter().map(case).collect::<Vec<_>>(),
     });
     format!("{value:#}\n")
 }

@@ -1,6 +1,6 @@
 // ggml's matrix product behind a few C functions, for `cargo bench --bench layer`.
 //
-// A gb_pool holds copies of one weight and one graph with a chain-free MUL_MAT node per requested product, so
+// A gb_pool holds copies of one weight, or of one path of factors, and one graph with all requested products, so
 // that one graph computation runs many products and its own overhead is shared out, as in a model.
 
 #include "ggml-alloc.h"
@@ -55,6 +55,40 @@ ggml_backend_buffer_type_t repack_buffer_type(ggml_backend_t backend) {
     return nullptr;
 }
 
+ggml_type type_named(const char * type_name) {
+    int id = 0;
+    while (id < GGML_TYPE_COUNT) {
+        const char * name = ggml_type_name(static_cast<ggml_type>(id));
+        if (name && std::strcmp(name, type_name) == 0) {
+            break;
+        }
+        ++id;
+    }
+    return static_cast<ggml_type>(id);
+}
+
+// Random values in the type of the tensors, which are all alike. The same few rows come again and again: quantizing
+// takes long, and time does not depend on values.
+void fill(const std::vector<ggml_tensor *> & tensors, random_floats & random) {
+    const ggml_tensor * first = tensors.at(0);
+    const int64_t cols = first->ne[0], rows = ggml_nrows(first), distinct = rows < 8 ? rows : 8;
+    std::vector<float> values(static_cast<size_t>(distinct * cols));
+    for (float & v : values) {
+        v = random.next();
+    }
+    const std::vector<float> importance(static_cast<size_t>(cols), 1.0f);
+    const size_t row_size = ggml_row_size(first->type, cols);
+    std::vector<uint8_t> data(row_size * rows);
+    ggml_quantize_chunk(first->type, values.data(), data.data(), 0, distinct, cols,
+                        ggml_quantize_requires_imatrix(first->type) ? importance.data() : nullptr);
+    for (int64_t row = distinct; row < rows; ++row) {
+        std::memcpy(data.data() + row*row_size, data.data() + (row % distinct)*row_size, row_size);
+    }
+    for (ggml_tensor * t : tensors) {
+        ggml_backend_tensor_set(t, data.data(), 0, data.size());
+    }
+}
+
 } // namespace
 
 struct gb_engine {
@@ -67,6 +101,44 @@ struct gb_pool {
     context_ptr    weights, nodes;
     buffer_ptr     weight_memory, node_memory;
     ggml_cgraph *  graph;
+
+    // for so many weights and graph nodes
+    gb_pool(ggml_backend_t backend, int n_weights, int n_nodes) : backend(backend) {
+        const size_t overhead = ggml_tensor_overhead();
+        weights.reset(ggml_init({ overhead*(n_weights + 1), nullptr, true }));
+        nodes.reset(ggml_init({ overhead*(n_nodes + 8) + ggml_graph_overhead_custom(n_nodes + 8, false), nullptr, true }));
+        graph = ggml_new_graph_custom(nodes.get(), n_nodes + 8, false);
+    }
+
+    std::vector<ggml_tensor *> add_weights(int n, ggml_type type, int64_t cols, int64_t rows) {
+        std::vector<ggml_tensor *> all;
+        for (int i = 0; i < n; ++i) {
+            all.push_back(ggml_new_tensor_2d(weights.get(), type, cols, rows));
+        }
+        return all;
+    }
+
+    bool allocate_weights(ggml_backend_buffer_type_t type) {
+        weight_memory.reset(ggml_backend_alloc_ctx_tensors_from_buft(weights.get(), type));
+        if (weight_memory) {
+            ggml_backend_buffer_set_usage(weight_memory.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+        }
+        return weight_memory != nullptr;
+    }
+
+    // Allocates the nodes and gives x values; false if an operation is not there.
+    bool finish(ggml_tensor * x, random_floats & random) {
+        for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
+            if (!ggml_backend_supports_op(backend, ggml_graph_node(graph, i))) {
+                return false;
+            }
+        }
+        node_memory.reset(ggml_backend_alloc_ctx_tensors(nodes.get(), backend));
+        if (node_memory) {
+            fill({ x }, random);
+        }
+        return node_memory != nullptr;
+    }
 };
 
 extern "C" {
@@ -103,69 +175,71 @@ const char * gb_features(const gb_engine * engine) {
 // `batch` columns, which walk over the copies. NULL if ggml does not have this combination.
 gb_pool * gb_pool_new(gb_engine * engine, const char * type_name, int repack, int64_t rows, int64_t cols,
                       int64_t batch, int copies, int products, uint64_t seed) {
-    int id = 0;
-    while (id < GGML_TYPE_COUNT) {
-        const char * name = ggml_type_name(static_cast<ggml_type>(id));
-        if (name && std::strcmp(name, type_name) == 0) {
-            break;
-        }
-        ++id;
-    }
+    const ggml_type type = type_named(type_name);
     ggml_backend_buffer_type_t buffer_type =
         repack ? repack_buffer_type(engine->backend) : ggml_backend_get_default_buffer_type(engine->backend);
-    if (id == GGML_TYPE_COUNT || !buffer_type) {
+    if (type == GGML_TYPE_COUNT || !buffer_type || cols % ggml_blck_size(type) != 0) {
         return nullptr;
     }
-    const ggml_type type = static_cast<ggml_type>(id);
-    if (cols % ggml_blck_size(type) != 0) {
+    std::unique_ptr<gb_pool> pool(new gb_pool(engine->backend, copies, products));
+    const std::vector<ggml_tensor *> weights = pool->add_weights(copies, type, cols, rows);
+    if (!pool->allocate_weights(buffer_type)) {
         return nullptr;
     }
-
-    std::unique_ptr<gb_pool> pool(new gb_pool{ engine->backend, {}, {}, {}, {}, nullptr });
-    const size_t overhead = ggml_tensor_overhead();
-    pool->weights.reset(ggml_init({ overhead * (copies + 1), nullptr, true }));
-    const size_t graph_bytes = ggml_graph_overhead_custom(products + 8, false);
-    pool->nodes.reset(ggml_init({ overhead * (products + 8) + graph_bytes, nullptr, true }));
-
-    std::vector<ggml_tensor *> weights;
-    for (int i = 0; i < copies; ++i) {
-        weights.push_back(ggml_new_tensor_2d(pool->weights.get(), type, cols, rows));
-    }
-    pool->weight_memory.reset(ggml_backend_alloc_ctx_tensors_from_buft(pool->weights.get(), buffer_type));
-    if (!pool->weight_memory) {
-        return nullptr;
-    }
-    ggml_backend_buffer_set_usage(pool->weight_memory.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
-
-    ggml_tensor * x = ggml_new_tensor_2d(pool->nodes.get(), GGML_TYPE_F32, cols, batch);
-    pool->graph = ggml_new_graph_custom(pool->nodes.get(), products + 8, false);
+    ggml_context * ctx = pool->nodes.get();
+    ggml_tensor * x = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, cols, batch);
     for (int i = 0; i < products; ++i) {
-        ggml_tensor * y = ggml_mul_mat(pool->nodes.get(), weights[i % copies], x);
-        if (!ggml_backend_supports_op(engine->backend, y)) {
-            return nullptr;
-        }
-        ggml_build_forward_expand(pool->graph, y);
+        ggml_build_forward_expand(pool->graph, ggml_mul_mat(ctx, weights[i % copies], x));
     }
-    pool->node_memory.reset(ggml_backend_alloc_ctx_tensors(pool->nodes.get(), engine->backend));
-    if (!pool->node_memory) {
+    random_floats random{ seed | 1 };
+    if (!pool->finish(x, random)) {
         return nullptr;
     }
+    fill(weights, random);
+    return pool.release();
+}
 
+// The same of one path of factors: what llama.cpp's portable lowering does with them. Signs are Q1_0, whose rows are
+// padded to whole blocks.
+gb_pool * gb_factors_new(gb_engine * engine, int64_t rows, int64_t cols, int64_t rank, int64_t batch, int copies,
+                         int products, uint64_t seed) {
+    const ggml_type type = type_named("q1_0");
+    if (type == GGML_TYPE_COUNT) {
+        return nullptr;
+    }
+    const int64_t block = ggml_blck_size(type);
+    auto padded = [block](int64_t n) { return (n + block - 1)/block*block; };
+    std::unique_ptr<gb_pool> pool(new gb_pool(engine->backend, 5*copies, 7*products));
+    const std::vector<ggml_tensor *> weights[] = {
+        pool->add_weights(copies, type, padded(cols), rank), pool->add_weights(copies, type, padded(rank), rows),
+        pool->add_weights(copies, GGML_TYPE_F32, cols, 1),   pool->add_weights(copies, GGML_TYPE_F32, rank, 1),
+        pool->add_weights(copies, GGML_TYPE_F32, rows, 1),
+    };
+    if (!pool->allocate_weights(ggml_backend_get_default_buffer_type(engine->backend))) {
+        return nullptr;
+    }
+    ggml_context * ctx = pool->nodes.get();
+    ggml_tensor * x = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, cols, batch);
+    auto signs = [&](ggml_tensor * m, ggml_tensor * v) {
+        if (m->ne[0] > v->ne[0]) {
+            v = ggml_pad(ctx, v, static_cast<int>(m->ne[0] - v->ne[0]), 0, 0, 0);
+        }
+        return ggml_mul_mat(ctx, m, v);
+    };
+    for (int i = 0; i < products; ++i) {
+        const int c = i % copies;
+        ggml_tensor * t = ggml_mul(ctx, x, weights[2][c]);
+        t = ggml_mul(ctx, signs(weights[0][c], t), weights[3][c]);
+        t = ggml_mul(ctx, signs(weights[1][c], t), weights[4][c]);
+        ggml_build_forward_expand(pool->graph, t);
+    }
     random_floats random{ seed | 1 };
-    std::vector<float> values(static_cast<size_t>(rows * cols));
-    for (float & v : values) {
-        v = random.next();
+    if (!pool->finish(x, random)) {
+        return nullptr;
     }
-    std::vector<uint8_t> data(ggml_row_size(type, cols) * rows);
-    ggml_quantize_chunk(type, values.data(), data.data(), 0, rows, cols, nullptr);
-    for (ggml_tensor * w : weights) {
-        ggml_backend_tensor_set(w, data.data(), 0, data.size());
+    for (const std::vector<ggml_tensor *> & w : weights) {
+        fill(w, random);
     }
-    std::vector<float> activations(static_cast<size_t>(cols * batch));
-    for (float & v : activations) {
-        v = random.next();
-    }
-    ggml_backend_tensor_set(x, activations.data(), 0, activations.size() * sizeof(float));
     return pool.release();
 }
 

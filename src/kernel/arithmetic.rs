@@ -1,6 +1,6 @@
 //! The two ways to add up activations behind one interface, so that the loops over tiles exist once.
 
-use super::ops::{F32_LINES, F32Sums, INT_LINES, IntSums, Ops, Output};
+use super::ops::{F32_LINES, F32Sums, INT_LINES, IntSums, Ops, Output, Run};
 use super::quantize::Step;
 use super::scratch::{LINE, Line};
 use bytemuck::Pod;
@@ -45,14 +45,11 @@ pub(super) trait Arithmetic {
     type Start: Copy + Default;
 
     unsafe fn tables(ops: &Ops, x: &[f32], pre: Option<&[f16]>, tables: &mut [Line]) -> (Step, Self::Start);
-    unsafe fn rows(
-        ops: &Ops,
-        tile: &[u8],
-        stride: usize,
-        tables: &[Line],
-        sums: &mut [Self::Sums],
-        start: Option<Self::Start>,
-    );
+    /// A row block's sums before the first run.
+    fn begin(start: Self::Start) -> Self::Sums;
+    /// Most vectors of activations of a run.
+    fn vectors(ops: &Ops) -> usize;
+    unsafe fn rows(ops: &Ops, run: &Run<'_>, sums: &mut [Self::Sums]);
     unsafe fn out(ops: &Ops, sums: &Self::Sums, out: Output<'_>);
 }
 
@@ -76,16 +73,17 @@ impl Arithmetic for Int {
         }
     }
 
-    unsafe fn rows(
-        ops: &Ops,
-        tile: &[u8],
-        stride: usize,
-        tables: &[Line],
-        sums: &mut [IntSums],
-        start: Option<i32>,
-    ) {
+    fn begin(start: i32) -> IntSums {
+        [start; 32]
+    }
+
+    fn vectors(ops: &Ops) -> usize {
+        ops.vectors
+    }
+
+    unsafe fn rows(ops: &Ops, run: &Run<'_>, sums: &mut [IntSums]) {
         // SAFETY: the caller's promise is passed on.
-        unsafe { (ops.int_rows)(tile, stride, tables, sums, start) }
+        unsafe { (ops.int_rows)(run, sums) }
     }
 
     unsafe fn out(ops: &Ops, sums: &IntSums, out: Output<'_>) {
@@ -112,16 +110,17 @@ impl Arithmetic for F32 {
         }
     }
 
-    unsafe fn rows(
-        ops: &Ops,
-        tile: &[u8],
-        stride: usize,
-        tables: &[Line],
-        sums: &mut [F32Sums],
-        start: Option<f64>,
-    ) {
+    fn begin(start: f64) -> F32Sums {
+        [start; 32]
+    }
+
+    fn vectors(_: &Ops) -> usize {
+        1
+    }
+
+    unsafe fn rows(ops: &Ops, run: &Run<'_>, sums: &mut [F32Sums]) {
         // SAFETY: the caller's promise is passed on.
-        unsafe { (ops.f32_rows)(tile, stride, tables, sums, start) }
+        unsafe { (ops.f32_rows)(run, sums) }
     }
 
     unsafe fn out(ops: &Ops, sums: &F32Sums, out: Output<'_>) {

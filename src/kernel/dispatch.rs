@@ -20,10 +20,14 @@ pub enum Kernel {
     Scalar = 1,
     /// x86-64 with AVX2 and F16C.
     Avx2 = 2,
+    /// x86-64 with AVX-512 F, BW, VL, VBMI and VNNI: Ice Lake, Zen 4 and later.
+    Avx512 = 3,
+    /// aarch64, little-endian.
+    Neon = 4,
 }
 
 /// Slowest first.
-const ALL: [Kernel; 2] = [Kernel::Scalar, Kernel::Avx2];
+const ALL: [Kernel; 4] = [Kernel::Scalar, Kernel::Avx2, Kernel::Avx512, Kernel::Neon];
 
 impl Kernel {
     /// The name that [`ENV`], the command line and the C ABI use.
@@ -31,6 +35,8 @@ impl Kernel {
         match self {
             Kernel::Scalar => "scalar",
             Kernel::Avx2 => "avx2",
+            Kernel::Avx512 => "avx512",
+            Kernel::Neon => "neon",
         }
     }
 
@@ -40,8 +46,19 @@ impl Kernel {
             Kernel::Scalar => true,
             #[cfg(target_arch = "x86_64")]
             Kernel::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c"),
-            #[cfg(not(target_arch = "x86_64"))]
-            Kernel::Avx2 => false,
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Avx512 => {
+                Kernel::Avx2.is_available()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512vbmi")
+                    && is_x86_feature_detected!("avx512vnni")
+            }
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Kernel::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+            #[allow(unreachable_patterns)]
+            _ => false,
         }
     }
 
@@ -61,6 +78,10 @@ impl Kernel {
         match self {
             #[cfg(target_arch = "x86_64")]
             Kernel::Avx2 => &super::avx2::OPS,
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Avx512 => &super::avx512::OPS,
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Kernel::Neon => &super::neon::OPS,
             _ => &scalar::OPS,
         }
     }
@@ -144,7 +165,7 @@ mod tests {
             assert_eq!(kernel.to_string().parse::<Kernel>().unwrap(), kernel);
         }
         let e = "sse9".parse::<Kernel>().unwrap_err().to_string();
-        assert_eq!(e, "unknown kernel 'sse9' (known: scalar, avx2)");
+        assert_eq!(e, "unknown kernel 'sse9' (known: scalar, avx2, avx512, neon)");
     }
 
     #[test]

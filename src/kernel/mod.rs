@@ -30,9 +30,15 @@
 mod arithmetic;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod dispatch;
 mod matmul;
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+mod neon;
 mod ops;
+#[cfg(target_arch = "x86_64")]
+mod pages;
 pub mod quantize;
 mod scalar;
 mod scratch;

@@ -4,15 +4,14 @@ use super::quantize::{Extent, Step};
 use super::scratch::Line;
 use half::f16;
 
-/// Columns of one accumulation run. Bounded twice: 16-bit accumulators take 256 sums of two 7-bit table
-/// entries, and the tables of a run fill 16 KiB, half a first-level cache.
-pub(super) const RUN_COLS: usize = 2048;
-
 /// Columns summed in f32 before the sum moves on to f64 in `Mode::F32`.
 pub const F32_CHUNK: usize = 256;
 
 /// Lines of integer tables per 8 columns. A kernel chooses what it stores in them.
 pub(super) const INT_LINES: usize = 1;
+
+/// Tables are built for columns padded to this, so that kernels may treat as many at once.
+pub(super) const TABLE_COLS: usize = 32;
 
 /// Lines of f32 tables per 8 columns: two groups of four columns, 16 sums each. Entry `i` of a group is
 /// `(+-v_0 +- v_1) + (+-v_2 +- v_3)`, where bit `j` of `i` set means `+v_j`.
@@ -45,24 +44,44 @@ pub(super) type IntTables = unsafe fn(x: &[f32], pre: Option<&[f16]>, step: Step
 /// Builds the f32 tables of `pre * x`.
 pub(super) type F32Tables = unsafe fn(x: &[f32], pre: Option<&[f16]>, tables: &mut [Line]);
 
-/// Adds the columns of `tables`, at most [`RUN_COLS`], to `sums`, which start at `start` if given.
-/// `Mode::F32` sums chunks of [`F32_CHUNK`] columns from the first of the call.
-pub(super) type Rows<Sums, Start> =
-    unsafe fn(tile: &[u8], stride: usize, tables: &[Line], sums: &mut [Sums], start: Option<Start>);
+/// Some columns of signs and the tables that they are looked up in.
+#[derive(Clone, Copy)]
+pub(super) struct Run<'a> {
+    /// Signs from the first row block and column of the run.
+    pub tile: &'a [u8],
+    /// Bytes from one row block to the next.
+    pub stride: usize,
+    /// Columns of signs over 8; even.
+    pub byte_cols: usize,
+    /// Tables of these columns, padded to [`TABLE_COLS`]: those of the first vector of activations.
+    pub tables: &'a [Line],
+    /// Lines from the tables of one vector to those of the next.
+    pub table_stride: usize,
+    /// Vectors of activations.
+    pub vectors: usize,
+    /// Whether the signs have yet to come from memory: no vectors of the same batch met them before.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    pub cold: bool,
+}
+
+/// Adds the products of a run to `sums`: those of all row blocks of the first vector, then of the next.
+/// `Mode::F32` sums chunks of [`F32_CHUNK`] columns from the first of the run.
+pub(super) type Rows<Sums> = unsafe fn(run: &Run<'_>, sums: &mut [Sums]);
 
 /// `y = add + ((f32(sum) * step) * unshift) * post`.
 pub(super) type Out<Sums> = unsafe fn(sums: &Sums, out: Output<'_>);
 
 /// The primitives of one instruction set.
-///
-/// Tables cover the columns padded to 16. `tile` starts at the first row block and column of a call; row
-/// block `b` starts `b * stride` bytes further on. There are as many row blocks as `sums`.
 pub(super) struct Ops {
+    /// Columns of an integer run, a multiple of [`TABLE_COLS`] and [`F32_CHUNK`].
+    pub run_cols: usize,
+    /// Most vectors of activations of an integer run; what is the same for all is computed once.
+    pub vectors: usize,
     pub extent: ExtentOf,
     pub int_tables: IntTables,
     pub f32_tables: F32Tables,
-    pub int_rows: Rows<IntSums, i32>,
-    pub f32_rows: Rows<F32Sums, f64>,
+    pub int_rows: Rows<IntSums>,
+    pub f32_rows: Rows<F32Sums>,
     pub int_out: Out<IntSums>,
     pub f32_out: Out<F32Sums>,
 }
@@ -89,21 +108,24 @@ mod tests {
             .collect();
         let x: Vec<f32> = q.iter().map(|q| f32::from(*q)).collect();
         for kernel in available() {
-            let mut tables = vec![Line::ZERO; cols / 8];
-            let mut sums = vec![[0i32; 32]; rows / 32];
+            let ops = kernel.ops();
+            let mut tables = vec![Line::ZERO; cols.next_multiple_of(TABLE_COLS) / 8];
+            let (mut sums, run) = (Vec::new(), ops.run_cols / 8);
             // SAFETY: the kernel is available.
             unsafe {
-                let start = (kernel.ops().int_tables)(&x, None, UNIT, &mut tables);
-                for from in (0..cols / 8).step_by(RUN_COLS / 8) {
-                    let run = &tables[from..(from + RUN_COLS / 8).min(cols / 8)];
-                    let start = (from == 0).then_some(start);
-                    (kernel.ops().int_rows)(
-                        &signs.as_bytes()[from * 32..],
-                        cols / 8 * 32,
-                        run,
-                        &mut sums,
-                        start,
-                    );
+                let start = (ops.int_tables)(&x, None, UNIT, &mut tables);
+                sums.resize(rows / 32, [start; 32]);
+                for from in (0..cols / 8).step_by(run) {
+                    let run = Run {
+                        tile: &signs.as_bytes()[from * 32..],
+                        stride: cols / 8 * 32,
+                        byte_cols: run.min(cols / 8 - from),
+                        tables: &tables[from..],
+                        table_stride: 0,
+                        vectors: 1,
+                        cold: true,
+                    };
+                    (ops.int_rows)(&run, &mut sums);
                 }
             }
             assert_eq!(sums.as_flattened(), want, "{kernel} {rows} x {cols}");

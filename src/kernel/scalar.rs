@@ -1,11 +1,12 @@
 //! The portable kernel: table lookups without vector instructions, the reference of the others.
 
-use super::ops::{F32_CHUNK, F32_LINES, F32Sums, IntSums, Ops, Output};
+use super::ops::{F32_CHUNK, F32_LINES, F32Sums, IntSums, Ops, Output, Run};
 use super::quantize::{Step, eight, extent};
 use super::scratch::Line;
 use half::f16;
 
-pub(super) const OPS: Ops = Ops { extent, int_tables, f32_tables, int_rows, f32_rows, int_out, f32_out };
+pub(super) const OPS: Ops =
+    Ops { run_cols: 2048, vectors: 1, extent, int_tables, f32_tables, int_rows, f32_rows, int_out, f32_out };
 
 /// All 16 signed sums of four values: entry `i` adds `v_j` where bit `j` is set and subtracts it elsewhere.
 fn signed_sums<T>(v: [T; 4]) -> [T; 16]
@@ -28,7 +29,7 @@ fn int_tables(x: &[f32], pre: Option<&[f16]>, step: Step, tables: &mut [Line]) -
     0
 }
 
-fn f32_tables(x: &[f32], pre: Option<&[f16]>, tables: &mut [Line]) {
+pub(super) fn f32_tables(x: &[f32], pre: Option<&[f16]>, tables: &mut [Line]) {
     for (i, lines) in tables.chunks_exact_mut(F32_LINES).enumerate() {
         let v = eight(x, pre, 8 * i);
         let halves: &mut [[f32; 16]] = bytemuck::cast_slice_mut(lines);
@@ -37,13 +38,10 @@ fn f32_tables(x: &[f32], pre: Option<&[f16]>, tables: &mut [Line]) {
     }
 }
 
-fn int_rows(tile: &[u8], stride: usize, tables: &[Line], sums: &mut [IntSums], start: Option<i32>) {
-    let tables: &[[[i16; 16]; 2]] = bytemuck::cast_slice(tables);
+fn int_rows(run: &Run<'_>, sums: &mut [IntSums]) {
+    let tables: &[[[i16; 16]; 2]] = bytemuck::cast_slice(&run.tables[..run.byte_cols]);
     for (b, sums) in sums.iter_mut().enumerate() {
-        if let Some(start) = start {
-            *sums = [start; 32];
-        }
-        let block = &tile[b * stride..][..32 * tables.len()];
+        let block = &run.tile[b * run.stride..][..32 * run.byte_cols];
         for (bytes, [low, high]) in block.chunks_exact(32).zip(tables) {
             for (sum, byte) in sums.iter_mut().zip(bytes) {
                 *sum += i32::from(low[usize::from(byte & 15)]) + i32::from(high[usize::from(byte >> 4)]);
@@ -52,13 +50,10 @@ fn int_rows(tile: &[u8], stride: usize, tables: &[Line], sums: &mut [IntSums], s
     }
 }
 
-fn f32_rows(tile: &[u8], stride: usize, tables: &[Line], sums: &mut [F32Sums], start: Option<f64>) {
-    let tables: &[[[f32; 16]; 2]] = bytemuck::cast_slice(tables);
+pub(super) fn f32_rows(run: &Run<'_>, sums: &mut [F32Sums]) {
+    let tables: &[[[f32; 16]; 2]] = bytemuck::cast_slice(&run.tables[..F32_LINES * run.byte_cols]);
     for (b, sums) in sums.iter_mut().enumerate() {
-        if let Some(start) = start {
-            *sums = [start; 32];
-        }
-        let block = &tile[b * stride..][..32 * tables.len()];
+        let block = &run.tile[b * run.stride..][..32 * run.byte_cols];
         for (bytes, tables) in block.chunks(32 * F32_CHUNK / 8).zip(tables.chunks(F32_CHUNK / 8)) {
             let mut chunk = [0f32; 32];
             for (bytes, [low, high]) in bytes.chunks_exact(32).zip(tables) {

@@ -1,6 +1,6 @@
 //! f32 activations: tables of sixteen f32 sums, looked up for eight rows at a time.
 
-use super::super::ops::{F32_CHUNK, F32_LINES, F32Sums, Output};
+use super::super::ops::{F32_CHUNK, F32_LINES, F32Sums, Output, Run};
 use super::super::scratch::Line;
 use super::{each_eight, write};
 use half::f16;
@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 
 /// See [`super::super::ops::F32_LINES`] for the entries and the order of their additions.
 #[target_feature(enable = "avx2,f16c")]
-pub(super) fn tables(x: &[f32], pre: Option<&[f16]>, tables: &mut [Line]) {
+pub(in super::super) fn tables(x: &[f32], pre: Option<&[f16]>, tables: &mut [Line]) {
     each_eight(x, pre, tables.len() / F32_LINES, |i, v| {
         let out = tables[F32_LINES * i..][..F32_LINES].as_mut_ptr().cast::<f32>();
         let halves = [_mm256_permute2f128_ps::<0x00>(v, v), _mm256_permute2f128_ps::<0x11>(v, v)];
@@ -36,13 +36,10 @@ pub(super) fn tables(x: &[f32], pre: Option<&[f16]>, tables: &mut [Line]) {
 
 /// Adds the lookups of all columns to the sums of every row block.
 #[target_feature(enable = "avx2,f16c")]
-pub(super) fn rows(tile: &[u8], stride: usize, tables: &[Line], sums: &mut [F32Sums], start: Option<f64>) {
-    let byte_cols = tables.len() / F32_LINES;
+pub(in super::super) fn rows(run: &Run<'_>, sums: &mut [F32Sums]) {
+    let tables = &run.tables[..F32_LINES * run.byte_cols];
     for (b, sums) in sums.iter_mut().enumerate() {
-        if let Some(start) = start {
-            *sums = [start; 32];
-        }
-        let block = &tile[b * stride..][..32 * byte_cols];
+        let block = &run.tile[b * run.stride..][..32 * run.byte_cols];
         let chunks = block.chunks(32 * F32_CHUNK / 8).zip(tables.chunks(F32_LINES * F32_CHUNK / 8));
         for (tile, tables) in chunks {
             add_chunk(tile, tables, sums);
@@ -88,7 +85,7 @@ fn add_chunk(tile: &[u8], tables: &[Line], sums: &mut F32Sums) {
 /// # Safety
 /// As [`write`].
 #[target_feature(enable = "avx2,f16c")]
-pub(super) unsafe fn out(sums: &F32Sums, out: Output<'_>) {
+pub(in super::super) unsafe fn out(sums: &F32Sums, out: Output<'_>) {
     let eight = |i: usize| {
         let p = sums[8 * i..8 * i + 8].as_ptr();
         // SAFETY: eight f64.

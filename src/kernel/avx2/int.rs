@@ -7,12 +7,20 @@
 //! costly widening to 16 bits happens once per 8 columns. (Halves of 6 bits would allow four lookups and save
 //! two operations of fifteen, with activations four times as coarse; see specs/results.md.)
 
-use super::super::ops::{IntSums, Output, RUN_COLS};
+use super::super::ops::{IntSums, Output, Run};
+use super::super::pages;
 use super::super::quantize::Step;
 use super::super::scratch::Line;
 use super::{each_eight, write};
 use half::f16;
 use std::arch::x86_64::*;
+
+/// Columns of one accumulation run. Bounded twice: 16-bit accumulators take 256 sums of two 7-bit table entries,
+/// and the tables of a run fill 16 KiB, half a first-level cache.
+pub(super) const RUN_COLS: usize = 2048;
+
+/// Vectors of activations that share the extraction of indices. More do not fit into sixteen registers.
+pub(super) const VECTORS: usize = 2;
 
 /// How many bytes of signs ahead of the lookups memory is asked for: about a DRAM latency's worth of lookups.
 const PREFETCH: usize = 6144;
@@ -84,39 +92,72 @@ fn agreeing_sums(q: __m128i) -> (__m256i, __m256i) {
 
 /// Adds `2 T` of all lookups to the sums of every row block.
 #[target_feature(enable = "avx2,f16c")]
-pub(super) fn rows(tile: &[u8], stride: usize, tables: &[Line], sums: &mut [IntSums], start: Option<i32>) {
-    assert!(tables.len().is_multiple_of(2) && tables.len() <= RUN_COLS / 8);
-    for (b, sums) in sums.iter_mut().enumerate() {
-        if let Some(start) = start {
-            *sums = [start; 32];
-        }
-        // The row block after this one, where prefetching goes on. Beyond the last it may point anywhere.
-        let next = tile.as_ptr().wrapping_add((b + 1) * stride);
-        row_block(&tile[b * stride..][..32 * tables.len()], next, tables, sums);
+pub(super) fn rows(run: &Run<'_>, sums: &mut [IntSums]) {
+    assert!(run.byte_cols.is_multiple_of(2) && run.byte_cols <= RUN_COLS / 8);
+    match run.vectors {
+        1 => row_blocks::<1>(run, sums),
+        VECTORS => row_blocks::<VECTORS>(run, sums),
+        more => unreachable!("{more} vectors"),
     }
 }
 
-/// One row block: `tile` is 32 bytes per line of tables.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn row_block(tile: &[u8], next: *const u8, tables: &[Line], sums: &mut IntSums) {
+fn row_blocks<const N: usize>(run: &Run<'_>, sums: &mut [IntSums]) {
+    let blocks = sums.len() / N;
+    for b in 0..blocks {
+        pages::ahead(run, b);
+        // The row block after this one, where prefetching goes on. Beyond the last it may point anywhere.
+        let next = run.tile.as_ptr().wrapping_add((b + 1) * run.stride);
+        let tile = &run.tile[b * run.stride..][..32 * run.byte_cols];
+        let tables = std::array::from_fn(|i| &run.tables[i * run.table_stride..][..run.byte_cols]);
+        for (i, v) in row_block::<N>(tile, next, tables).into_iter().enumerate() {
+            for (v, sums) in v.into_iter().zip(sums[i * blocks + b].chunks_exact_mut(8)) {
+                // SAFETY: eight integers.
+                unsafe {
+                    let p: *mut __m256i = sums.as_mut_ptr().cast();
+                    _mm256_storeu_si256(p, _mm256_add_epi32(_mm256_loadu_si256(p), v));
+                }
+            }
+        }
+    }
+}
+
+/// 16-bit sums of a half's bytes. `all` adds vectors of bytes (even + 256 odd) as they are, `odd` their odd bytes;
+/// the even sums follow modulo 2^16. Both stay below 2^16: 128 steps of twice at most 2 * 127.
+#[derive(Clone, Copy)]
+struct Half {
+    all: __m256i,
+    odd: __m256i,
+}
+
+impl Half {
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn add(&mut self, bytes: __m256i) {
+        self.all = _mm256_add_epi16(self.all, bytes);
+        self.odd = _mm256_add_epi16(self.odd, _mm256_srli_epi16::<8>(bytes));
+    }
+}
+
+/// One row block: `tile` is 32 bytes per line of tables. Returns `2 T` of rows `8 i ..` for each vector of activations.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn row_block<const N: usize>(tile: &[u8], next: *const u8, tables: [&[Line]; N]) -> [[__m256i; 4]; N] {
     let nibble = _mm256_set1_epi8(15);
-    let zero = _mm256_setzero_si256();
-    // 16-bit sums per half. `*_all` adds vectors of bytes (even + 256 odd) as they are, `*_odd` their odd
-    // bytes; the even sums follow modulo 2^16. Both stay below 2^16: 128 steps of twice at most 2 * 127.
-    let (mut low_all, mut low_odd, mut high_all, mut high_odd) = (zero, zero, zero, zero);
+    let zero = Half { all: _mm256_setzero_si256(), odd: _mm256_setzero_si256() };
+    let mut halves = [[zero; 2]; N];
+    let tables = tables.map(|t| t.as_ptr().cast::<u8>());
     // Where the byte after this block's last would lie if the next block followed at once.
     let beyond = next.wrapping_sub(tile.len());
-    for (i, (bytes, t)) in tile.chunks_exact(64).zip(tables.chunks_exact(2)).enumerate() {
+    for (i, bytes) in tile.chunks_exact(64).enumerate() {
         let w = bytes.as_ptr();
         let ahead = 64 * i + PREFETCH;
         let ahead = if ahead < tile.len() { tile.as_ptr() } else { beyond }.wrapping_add(ahead);
-        let t = t.as_ptr().cast::<u8>();
-        // SAFETY: 64 bytes of signs and 128 of tables, tables aligned; a prefetch may point anywhere.
-        let (v0, v1, table) = unsafe {
+        // SAFETY: 64 bytes of signs; a prefetch may point anywhere.
+        let (v0, v1) = unsafe {
             _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
-            let table = |at: usize| _mm256_broadcastsi128_si256(_mm_load_si128(t.add(at).cast()));
-            (_mm256_loadu_si256(w.cast()), _mm256_loadu_si256(w.add(32).cast()), table)
+            (_mm256_loadu_si256(w.cast()), _mm256_loadu_si256(w.add(32).cast()))
         };
         let index = [
             _mm256_and_si256(v0, nibble),
@@ -124,46 +165,38 @@ fn row_block(tile: &[u8], next: *const u8, tables: &[Line], sums: &mut IntSums) 
             _mm256_and_si256(v1, nibble),
             _mm256_and_si256(_mm256_srli_epi16::<4>(v1), nibble),
         ];
-        let look = |i: usize, at: usize| _mm256_shuffle_epi8(table(at), index[i]);
-        let pairs = |half: usize| {
-            [
-                _mm256_add_epi8(look(0, half), look(1, half + 16)),
-                _mm256_add_epi8(look(2, half + 64), look(3, half + 80)),
-            ]
-        };
-        for low in pairs(0) {
-            low_all = _mm256_add_epi16(low_all, low);
-            low_odd = _mm256_add_epi16(low_odd, _mm256_srli_epi16::<8>(low));
-        }
-        for high in pairs(32) {
-            high_all = _mm256_add_epi16(high_all, high);
-            high_odd = _mm256_add_epi16(high_odd, _mm256_srli_epi16::<8>(high));
+        for (halves, t) in halves.iter_mut().zip(tables) {
+            let look = |j: usize, at: usize| {
+                // SAFETY: two lines of tables for every 64 bytes of signs, aligned.
+                let table = unsafe { _mm_load_si128(t.add(128 * i + at).cast()) };
+                _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), index[j])
+            };
+            for (half, at) in halves.iter_mut().zip([0, 32]) {
+                half.add(_mm256_add_epi8(look(0, at), look(1, at + 16)));
+                half.add(_mm256_add_epi8(look(2, at + 64), look(3, at + 80)));
+            }
         }
     }
-    let low = widen(low_all, low_odd);
-    let high = widen(high_all, high_odd);
-    let doubled =
-        |i: usize| _mm256_slli_epi32::<1>(_mm256_add_epi32(low[i], _mm256_slli_epi32::<7>(high[i])));
-    // `widen` leaves rows 4 i .. 4 i + 4 and 16 + 4 i .. in the lanes of vector i.
-    let ordered = [
-        _mm256_permute2x128_si256::<0x20>(doubled(0), doubled(1)),
-        _mm256_permute2x128_si256::<0x20>(doubled(2), doubled(3)),
-        _mm256_permute2x128_si256::<0x31>(doubled(0), doubled(1)),
-        _mm256_permute2x128_si256::<0x31>(doubled(2), doubled(3)),
-    ];
-    for (v, sums) in ordered.into_iter().zip(sums.chunks_exact_mut(8)) {
-        // SAFETY: eight integers.
-        unsafe {
-            let p: *mut __m256i = sums.as_mut_ptr().cast();
-            _mm256_storeu_si256(p, _mm256_add_epi32(_mm256_loadu_si256(p), v));
-        }
+    let mut out = [[_mm256_setzero_si256(); 4]; N];
+    for (out, [low, high]) in out.iter_mut().zip(halves) {
+        let (low, high) = (widen(low), widen(high));
+        let doubled =
+            |i: usize| _mm256_slli_epi32::<1>(_mm256_add_epi32(low[i], _mm256_slli_epi32::<7>(high[i])));
+        // `widen` leaves rows 4 i .. 4 i + 4 and 16 + 4 i .. in the lanes of vector i.
+        *out = [
+            _mm256_permute2x128_si256::<0x20>(doubled(0), doubled(1)),
+            _mm256_permute2x128_si256::<0x20>(doubled(2), doubled(3)),
+            _mm256_permute2x128_si256::<0x31>(doubled(0), doubled(1)),
+            _mm256_permute2x128_si256::<0x31>(doubled(2), doubled(3)),
+        ];
     }
+    out
 }
 
-/// Sums of 32 bytes each, in 32 bits, from the 16-bit sums of whole vectors and of their odd bytes.
+/// Sums of 32 bytes each, in 32 bits.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn widen(all: __m256i, odd: __m256i) -> [__m256i; 4] {
+fn widen(Half { all, odd }: Half) -> [__m256i; 4] {
     let zero = _mm256_setzero_si256();
     let even = _mm256_sub_epi16(all, _mm256_slli_epi16::<8>(odd));
     let (l, h) = (_mm256_unpacklo_epi16(even, odd), _mm256_unpackhi_epi16(even, odd));
@@ -178,7 +211,7 @@ fn widen(all: __m256i, odd: __m256i) -> [__m256i; 4] {
 /// # Safety
 /// As [`write`].
 #[target_feature(enable = "avx2,f16c")]
-pub(super) unsafe fn out(sums: &IntSums, out: Output<'_>) {
+pub(in super::super) unsafe fn out(sums: &IntSums, out: Output<'_>) {
     // SAFETY: eight of 32 integers; the rest is passed on.
     unsafe { write(out, |i| _mm256_cvtepi32_ps(_mm256_loadu_si256(sums[8 * i..8 * i + 8].as_ptr().cast()))) }
 }

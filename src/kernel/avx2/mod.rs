@@ -2,8 +2,8 @@
 //!
 //! No fused multiply-add anywhere: it would round differently from the portable kernel.
 
-mod exact;
-mod int;
+pub(super) mod exact;
+pub(super) mod int;
 
 use super::ops::{Ops, Output};
 use super::quantize::{self, Extent};
@@ -12,6 +12,8 @@ use half::f16;
 use std::arch::x86_64::*;
 
 pub(super) const OPS: Ops = Ops {
+    run_cols: int::RUN_COLS,
+    vectors: int::VECTORS,
     extent,
     int_tables: int::tables,
     f32_tables: exact::tables,
@@ -62,7 +64,7 @@ unsafe fn scales(p: *const f16) -> __m256 {
 }
 
 #[target_feature(enable = "avx2,f16c")]
-fn extent(x: &[f32], pre: Option<&[f16]>) -> Extent {
+pub(super) fn extent(x: &[f32], pre: Option<&[f16]>) -> Extent {
     let magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(i32::MAX));
     let (mut value, mut group) = (_mm256_setzero_si256(), _mm256_setzero_si256());
     each_eight(x, pre, x.len().div_ceil(8), |_, v| {

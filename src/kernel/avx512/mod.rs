@@ -1,0 +1,28 @@
+//! The AVX-512 kernel, for processors with VBMI and VNNI.
+//!
+//! Differs from AVX2 in how lookups are added up. `vpermb` looks every byte up in 64 entries, the tables of four
+//! groups, so the four lookups of a row can lie side by side in one 32-bit lane; `vpdpbusd` then adds them to 32-bit
+//! sums in one operation. Entries may use all of a signed byte, sums never overflow a run, and signs stay signs: no
+//! constant is taken off at the end. What it costs is to bring the signs into that order, once for all vectors of
+//! activations.
+
+mod rows;
+mod tables;
+
+use super::avx2::{self, exact, int};
+use super::ops::Ops;
+
+pub(super) const OPS: Ops = Ops {
+    run_cols: rows::RUN_COLS,
+    vectors: rows::VECTORS,
+    extent: avx2::extent,
+    int_tables: tables::tables,
+    f32_tables: exact::tables,
+    int_rows: rows::rows,
+    f32_rows: exact::rows,
+    int_out: int::out,
+    f32_out: exact::out,
+};
+
+/// Lines of tables of 32 columns.
+const UNIT_LINES: usize = 4;

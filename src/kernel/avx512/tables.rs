@@ -1,0 +1,111 @@
+//! Signed tables in two bytes: `S = 128 high + low` with `-128 <= high < 128` and `0 <= low < 128`.
+//!
+//! Four lines hold the tables of 32 columns: low and high bytes for the lower groups of four in each 8 columns,
+//! low and high bytes for the upper groups. Entry `16 k + i` of a line belongs to columns `8 k ..` and the signs `i`.
+
+use super::super::ops::TABLE_COLS;
+use super::super::quantize::Step;
+use super::super::scratch::Line;
+use super::UNIT_LINES;
+use half::f16;
+use std::arch::x86_64::*;
+
+/// 16 values of `pre * x` from column `k`; columns beyond the end of `x` are 0.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn sixteen(x: &[f32], pre: Option<&[f16]>, k: usize) -> __m512 {
+    let left = x.len().saturating_sub(k).min(16);
+    let mask = (0xffff_u32 >> (16 - left)) as u16;
+    // SAFETY: of what begins at column k only those values are read that the mask names, and these exist.
+    unsafe {
+        let v = _mm512_maskz_loadu_ps(mask, x.as_ptr().wrapping_add(k));
+        match pre {
+            None => v,
+            Some(g) => {
+                let g = _mm256_maskz_loadu_epi16(mask, g.as_ptr().wrapping_add(k).cast());
+                _mm512_mul_ps(v, _mm512_cvtph_ps(g))
+            }
+        }
+    }
+}
+
+/// Index patterns, see [`tables`].
+struct Patterns {
+    /// `[upper group][first or second value of a pair]`
+    pairs: [[[u16; 32]; 2]; 2],
+    /// `[line half][pair]`
+    fours: [[[u16; 32]; 2]; 2],
+    /// Low, high byte of 64 words.
+    bytes: [[u8; 64]; 2],
+}
+
+static PATTERNS: Patterns = patterns();
+
+const fn patterns() -> Patterns {
+    let mut p = Patterns { pairs: [[[0; 32]; 2]; 2], fours: [[[0; 32]; 2]; 2], bytes: [[0; 64]; 2] };
+    let mut i = 0;
+    while i < 64 {
+        p.bytes[0][i] = 2 * i as u8;
+        p.bytes[1][i] = 2 * i as u8 + 1;
+        // Pair sums: eight for each 8 columns, the four of values 0 and 1 before the four of values 2 and 3. Bit 5
+        // of an index chooses between q and -q.
+        let (upper, at) = (i / 32, i % 32);
+        let first = (8 * (at / 8) + 4 * upper + 2 * (at / 4 % 2)) as u16;
+        p.pairs[upper][0][at] = first + if at & 1 == 1 { 0 } else { 32 };
+        p.pairs[upper][1][at] = first + 1 + if at & 2 == 2 { 0 } else { 32 };
+        let (k, signs) = (i / 16, i % 16);
+        p.fours[i / 32][0][i % 32] = (8 * k + signs % 4) as u16;
+        p.fours[i / 32][1][i % 32] = (8 * k + 4 + signs / 4) as u16;
+        i += 1;
+    }
+    p
+}
+
+/// Signed sums of all groups. Rows start at 0.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
+pub(super) fn tables(x: &[f32], pre: Option<&[f16]>, step: Step, tables: &mut [Line]) -> i32 {
+    assert!(pre.is_none_or(|g| g.len() >= x.len()));
+    let words = |p: &[u16; 32]| {
+        // SAFETY: 64 bytes.
+        unsafe { _mm512_loadu_si512(p.as_ptr().cast()) }
+    };
+    let pairs = [0, 1].map(|upper| [words(&PATTERNS.pairs[upper][0]), words(&PATTERNS.pairs[upper][1])]);
+    let fours = [0, 1].map(|half| [words(&PATTERNS.fours[half][0]), words(&PATTERNS.fours[half][1])]);
+    let bytes = PATTERNS.bytes.each_ref().map(|p| {
+        // SAFETY: 64 bytes.
+        unsafe { _mm512_loadu_si512(p.as_ptr().cast()) }
+    });
+    let (shift, divisor) = (_mm512_set1_ps(step.shift), _mm512_set1_ps(step.step));
+    let seven = _mm512_set1_epi8(127);
+    let quantized = |k: usize| {
+        let v = sixteen(x, pre, k);
+        _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(_mm512_div_ps(_mm512_mul_ps(v, shift), divisor)))
+    };
+    for (unit, lines) in tables.chunks_exact_mut(UNIT_LINES).enumerate() {
+        let k = TABLE_COLS * unit;
+        let q = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(quantized(k)), quantized(k + 16));
+        let minus = _mm512_sub_epi16(_mm512_setzero_si512(), q);
+        for (pairs, lines) in pairs.iter().zip(lines.chunks_exact_mut(2)) {
+            let both = _mm512_add_epi16(
+                _mm512_permutex2var_epi16(q, pairs[0], minus),
+                _mm512_permutex2var_epi16(q, pairs[1], minus),
+            );
+            let sums = fours.map(|[first, second]| {
+                _mm512_add_epi16(
+                    _mm512_permutexvar_epi16(first, both),
+                    _mm512_permutexvar_epi16(second, both),
+                )
+            });
+            // 2 S fits into 16 bits, and its upper byte is S >> 7.
+            let twice = sums.map(|s| _mm512_add_epi16(s, s));
+            let low = _mm512_permutex2var_epi8(sums[0], bytes[0], sums[1]);
+            let high = _mm512_permutex2var_epi8(twice[0], bytes[1], twice[1]);
+            // SAFETY: two lines of 64 bytes, 64-byte aligned.
+            unsafe {
+                _mm512_store_si512(lines[0].0.as_mut_ptr().cast(), _mm512_and_si512(low, seven));
+                _mm512_store_si512(lines[1].0.as_mut_ptr().cast(), high);
+            }
+        }
+    }
+    0
+}
