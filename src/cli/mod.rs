@@ -28,7 +28,10 @@ pub fn main() -> ExitCode {
     let outcome = match commands::parse_command() {
         Command::Convert(args) => convert(&args),
         Command::Info { file, json } => info::run(&file, json).map(|()| ExitCode::SUCCESS),
-        Command::Verify(args) => compare::verify(&args),
+        Command::Verify(args) => {
+            signals::end_cleanly(None);
+            compare::verify(&args)
+        }
         Command::Diff { a, b, json } => compare::diff(&a, &b, json),
         Command::Print(text) => {
             let printed = io::stdout().lock().write_all(&text);
@@ -54,7 +57,10 @@ const DIFFERENT: u8 = 4;
 fn convert(args: &ConvertArgs) -> Result<ExitCode> {
     let options = args.options()?;
     let source = match source::open_any(&args.input)? {
-        Model::Compressed(model) => return repack(args, *model).map(|()| ExitCode::SUCCESS),
+        Model::Compressed(model) => {
+            signals::end_cleanly(None);
+            return repack(args, *model).map(|()| ExitCode::SUCCESS);
+        }
         Model::Dense(source) => source,
     };
     if args.dry_run {
@@ -62,7 +68,7 @@ fn convert(args: &ConvertArgs) -> Result<ExitCode> {
         return summary::print_plan(&outlook, args.json).map(|()| ExitCode::SUCCESS);
     }
     reports::check(&args.report, &[args.output()?, &args.input], args.force())?;
-    signals::end_cleanly(options.work_dir(args.output()?));
+    signals::end_cleanly(Some(options.work_dir(args.output()?)));
     let mut progress = progress::Progress::new(args.json, args.quiet);
     let (source, output) = (source.as_ref(), args.output()?);
     let report = match args.auto_bpw {

@@ -6,7 +6,7 @@ use crate::format::schema::{self, key};
 use crate::format::{LittleBitFile, lossy};
 use crate::gguf::{GgmlType, Writer};
 use crate::job::fingerprint::{fingerprint, work_dir};
-use crate::job::header::{Action, Summary, describe, file_name, littlebit_kv, method_text};
+use crate::job::header::{Action, Summary, describe, littlebit_kv, method_text};
 use crate::job::journal::Journal;
 use crate::job::layout::{Budget, Layout};
 use crate::job::pool::{in_pool, start, workers};
@@ -208,9 +208,10 @@ impl Run<'_> {
             calibration: prepared.as_ref().map(|p| p.tokens),
             evaluations: prepared.iter().flat_map(|p| &p.evaluations).map(Evaluation::figures).collect(),
         };
-        let evaluations = prepared.iter().flat_map(|p| &p.evaluations);
-        let failures: Vec<String> =
-            evaluations.flat_map(|e| options.gates.failures(&file_name(&e.text), &e.comparison)).collect();
+        let failures = match &prepared {
+            Some(p) => Evaluation::failures(&options.gates, &p.evaluations, p.coherence.as_ref()),
+            None => Vec::new(),
+        };
         let refused = rejected(target);
         let target = if failures.is_empty() { target } else { &refused };
         let mut kv = littlebit_kv(source, &descriptors, options, &summary);
@@ -302,6 +303,7 @@ impl Run<'_> {
             generated_windows: options.calibration.as_ref().map_or(0, Calibration::generated),
             failures,
             evaluations: prepared.as_ref().map(|p| p.evaluations.clone()).unwrap_or_default(),
+            coherence: prepared.and_then(|p| p.coherence),
             bpw: summary.bpw,
             bpw_file: summary.bpw_file,
             n_params,

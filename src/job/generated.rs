@@ -34,10 +34,7 @@ pub(super) fn windows(
         return Ok(windows);
     }
     let loader = decoder::Loader::new(source)?;
-    let mut model = loader.frame()?;
-    for b in 0..loader.blocks() {
-        model.blocks.push(loader.block(b)?.coarse());
-    }
+    let model = loader.coarse(&loader.frame()?)?;
     let prompts = prompts(tokenizer, model.vocabulary(), PIECES * count, seed);
     let all: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
     let pieces = decoder::sample(&model, &all, WINDOW / PIECES, seed, |done| {

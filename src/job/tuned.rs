@@ -21,7 +21,7 @@ use crate::plan::{MatrixSpec, Plan};
 use crate::source::TensorSource;
 use crate::tokenize::Tokenizer;
 use crate::tune::{Absorption, BlockSettings, Checkpoint, Distillation, Length, Settings, Teacher};
-use crate::verify;
+use crate::verify::{self, Coherence};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -33,8 +33,8 @@ pub const EVALUATION_WINDOWS: usize = 32;
 
 /// Rounds of polish by default; more gain little.
 pub const POLISH_ROUNDS: usize = 2;
-/// Tokens of the prompt of a sample, and of its continuation.
-const SAMPLE: (usize, usize) = (24, 40);
+/// Tokens of the prompt of a sample.
+const SAMPLE: usize = 24;
 /// Windows that a run with a time budget may use.
 const TIMED_WINDOWS: usize = 1024;
 /// Bytes that the activations kept for moments may take.
@@ -75,6 +75,8 @@ pub struct Calibration {
     pub statistics: Option<PathBuf>,
     /// Texts to compare source and result on.
     pub evaluation: Vec<PathBuf>,
+    /// Whether to compare what both write even without such texts.
+    pub coherence: bool,
 }
 
 impl Calibration {
@@ -101,6 +103,8 @@ pub(super) struct Prepared {
     pub tokens: u64,
     /// Comparison with the source for each text.
     pub evaluations: Vec<Evaluation>,
+    /// And of what both write.
+    pub coherence: Option<Coherence>,
 }
 
 /// A calibrated conversion whose texts are read.
@@ -248,23 +252,53 @@ impl<'a> Calibrated<'a> {
         distil(&mut model, &source, &teacher, &text, length, self.journal, progress)?;
         let norms = store(&mut model, &mut made)?;
         let mut evaluations = Vec::new();
+        let (coherence, samples) = self.written(&stage.loader, &source, &model, progress)?;
         let mut at = 0;
-        for (file, windows) in calibration.evaluation.iter().zip(&self.texts) {
+        for ((file, windows), sample) in calibration.evaluation.iter().zip(&self.texts).zip(samples) {
             let windows: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
             let rows = &rows[at..at + windows.len()];
             at += windows.len();
             let comparison = verify::compare(&source, rows, &model, &windows, |done| {
                 progress(Event::Stage { name: "evaluate", done, total: windows.len(), value: None });
             });
-            let prompt = &windows[0][..SAMPLE.0];
-            let sample = Sample {
-                prompt: self.tokenizer.decode(prompt),
-                continuation: self.tokenizer.decode(&verify::greedy(&model, prompt, SAMPLE.1)),
-            };
             evaluations.push(Evaluation { text: file.clone(), windows: windows.len(), sample, comparison });
         }
         let tokens = (training.len() * WINDOW) as u64;
-        Ok(Prepared { made, norms, tokens, evaluations })
+        Ok(Prepared { made, norms, tokens, evaluations, coherence })
+    }
+
+    /// What source and result write, and how both go on with the beginning of every evaluation text.
+    fn written(
+        &self,
+        loader: &decoder::Loader,
+        frame: &Model,
+        model: &Model,
+        progress: &mut dyn FnMut(Event),
+    ) -> Result<(Option<Coherence>, Vec<Sample>)> {
+        if !self.calibration.coherence && self.texts.is_empty() {
+            return Ok((None, Vec::new()));
+        }
+        let prompts: Vec<&[u32]> = self.texts.iter().map(|windows| &windows[0][..SAMPLE]).collect();
+        let task = verify::Task::new(&self.tokenizer, &prompts, self.options.seed);
+        let total = 2 * task.len();
+        let mut write = |model: &Model, before: usize| {
+            task.write(model, |done| {
+                let done = before + done;
+                progress(Event::Stage { name: "continue", done, total, value: None });
+            })
+        };
+        let by_model = write(model, 0);
+        let source = loader.coarse(frame)?;
+        let by_source = write(&source, task.len());
+        let text = |tokens: &[u32]| self.tokenizer.decode(tokens);
+        let both = task.others(&by_model).iter().zip(task.others(&by_source));
+        let samples = prompts.iter().zip(both).map(|(prompt, (ours, theirs))| Sample {
+            prompt: text(prompt),
+            continuation: text(ours),
+            source: text(theirs),
+        });
+        let samples = samples.collect();
+        Ok((Some(task.compare(&source, &by_source, &by_model, &self.tokenizer)), samples))
     }
 }
 
