@@ -196,6 +196,10 @@ pub struct ConvertArgs {
     #[arg(long, short, help_heading = "Output")]
     pub quiet: bool,
 
+    /// Memory that the run may take, in bytes or with k, M, G (1000) or Ki, Mi, Gi (1024): less is done at once; refused at the
+    /// beginning if that is not enough
+    #[arg(long, value_name = "SIZE", value_parser = bytes, help_heading = "Run")]
+    max_memory: Option<u64>,
     /// Threads [default: all that this process may use]
     #[arg(long, short, value_name = "N", help_heading = "Run")]
     threads: Option<usize>,
@@ -261,6 +265,7 @@ impl ConvertArgs {
             ("--calibration", !self.calibration.is_empty()),
             ("--generated-windows", self.generated_windows.is_some()),
             ("--dry-run", self.dry_run),
+            ("--max-memory", self.max_memory.is_some()),
             ("--report", !self.report.is_empty()),
             ("--coherence or one of its limits", self.coherence),
         ];
@@ -335,6 +340,7 @@ impl ConvertArgs {
             lossy: self.lossy,
             container: self.form()? == Form::Container,
             work_dir: self.work_dir.clone(),
+            max_memory: self.max_memory,
             force: self.force,
             gates: self.gates,
         })

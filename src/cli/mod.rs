@@ -25,6 +25,7 @@ use std::process::ExitCode;
 /// Runs `littlebit-convert` with the process's arguments.
 pub fn main() -> ExitCode {
     job::memory::keep_freed_buffers();
+    signals::report_full_files();
     let outcome = match commands::parse_command() {
         Command::Convert(args) => convert(&args),
         Command::Info { file, json } => info::run(&file, json).map(|()| ExitCode::SUCCESS),

@@ -40,6 +40,12 @@ pub fn end_cleanly(work_dir: Option<PathBuf>) {
     });
 }
 
+/// Has a limit on the size of files (`ulimit -f`) come back as an error of the write instead of ending the process.
+pub fn report_full_files() {
+    // SAFETY: ignoring a signal has no preconditions; if it is refused, the process ends as it would have.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
 /// Whether there are records in `dir`, or `depth` folders below it: a search has a folder for each size.
 fn holds_records(dir: &Path, depth: usize) -> bool {
     std::fs::read_dir(dir).into_iter().flatten().flatten().any(|file| {

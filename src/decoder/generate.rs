@@ -14,21 +14,23 @@ use rayon::prelude::*;
 const GROUPS: usize = 2;
 /// Sequences at work at the same time, at most.
 const AT_ONCE: usize = 72 * GROUPS;
-/// Bytes that their keys and values may take, unless one sequence a group takes more.
+/// Bytes that keys and values of a few continuations may take.
 const MEMORY: usize = 3 << 30;
 
 /// Continues every prompt to `length` tokens, each drawn from the model's own distribution (temperature 1).
 ///
-/// The same tokens for any number of threads. `progress` is called with the number of finished sequences; those at work
+/// Keys and values take at most `memory` bytes, unless one sequence in each of two groups takes more. The same tokens for any number of
+/// threads, but not for any `memory` that sequences do not fit in together. `progress` is called with the number of finished sequences; those at work
 /// count by the share of their tokens that is there.
 pub fn sample(
     model: &Model,
     prompts: &[&[u32]],
     length: usize,
     seed: u64,
+    memory: usize,
     progress: impl FnMut(usize),
 ) -> Vec<Vec<u32>> {
-    extended(model, prompts, length, seed, &|_, logits, draw| pick(logits, draw), progress)
+    extended(model, prompts, (length, memory), seed, &|_, logits, draw| pick(logits, draw), progress)
 }
 
 /// What a continuation begins with, and how it goes on.
@@ -58,7 +60,7 @@ pub fn continuations(
         }
     };
     let tokens: Vec<&[u32]> = prompts.iter().map(|p| p.tokens.as_slice()).collect();
-    let texts = extended(model, &tokens, length, seed, &choose, progress);
+    let texts = extended(model, &tokens, (length, MEMORY), seed, &choose, progress);
     texts.into_iter().zip(&tokens).map(|(text, p)| text[p.len()..p.len() + count].to_vec()).collect()
 }
 
@@ -84,7 +86,7 @@ type Choose<'a> = &'a (dyn Fn(usize, &mut [f32], f32) -> u32 + Sync);
 fn extended(
     model: &Model,
     prompts: &[&[u32]],
-    length: usize,
+    (length, memory): (usize, usize),
     seed: u64,
     choose: Choose,
     mut progress: impl FnMut(usize),
@@ -94,7 +96,7 @@ fn extended(
     let head = Coarse::from_fn(v, d, |i, j| model.head[i * d + j]);
     let rotations = model.rotations(length);
     let sequence = c.blocks * length * c.heads_kv * (c.d_key + c.d_value) * size_of::<u16>();
-    let at_once = (MEMORY / sequence.max(1)).clamp(GROUPS, AT_ONCE);
+    let at_once = (memory / sequence.max(1)).clamp(GROUPS, AT_ONCE);
     let mut out = Vec::with_capacity(prompts.len());
     for (w, wave) in prompts.chunks(at_once).enumerate() {
         let size = wave.len().div_ceil(GROUPS);
@@ -182,7 +184,7 @@ mod tests {
         let v = model.vocabulary();
         let prompts: Vec<Vec<u32>> = (0..800).map(|_| vec![1, 5, 3]).collect();
         let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
-        let texts = sample(&model, &prompts, 6, 7, |_| {});
+        let texts = sample(&model, &prompts, 6, 7, MEMORY, |_| {});
         assert!(texts.iter().all(|t| t.len() == 6 && t.starts_with(&[1, 5, 3])));
         // The first drawn token, against the probabilities of a whole pass.
         let mut p = model.logits(&model.normed(&model.stream(&[1, 5, 3], 3)))[2 * v..].to_vec();
@@ -194,8 +196,8 @@ mod tests {
             let deviation = (p * (1.0 - p) * 800.0).sqrt();
             assert!((count - 800.0 * p).abs() < 5.0 * deviation + 8.0, "{count} of 800 for {p}");
         }
-        assert_eq!(texts, sample(&model, &prompts, 6, 7, |_| {}));
-        assert_ne!(texts, sample(&model, &prompts, 6, 8, |_| {}));
+        assert_eq!(texts, sample(&model, &prompts, 6, 7, MEMORY, |_| {}));
+        assert_ne!(texts, sample(&model, &prompts, 6, 8, MEMORY, |_| {}));
     }
 
     #[test]

@@ -3,7 +3,11 @@
 //! faer's decomposition has been seen not to converge on ordinary input, rarely. So there is a ladder: single
 //! precision, double precision, and the eigenvectors of the smaller Gram matrix. Every rung runs on one thread,
 //! because the library's own splitting depends on the number of threads.
+//!
+//! All of these find every singular value. Where only a few of a large matrix are wanted that is hours of work and several
+//! copies of the matrix, so [`leading`] stands before the ladder there.
 
+use super::{gemm, start};
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::evd::{self, ComputeEigenvectors};
@@ -11,6 +15,8 @@ use faer::linalg::matmul::matmul;
 use faer::linalg::svd::{self, ComputeSvdVectors};
 use faer::traits::RealField;
 use faer::{Accum, Mat, MatRef, Par};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
 
 /// `W ~ P diag(s) Q^T` with the k largest singular values, descending.
 pub(super) struct Svd {
@@ -44,6 +50,12 @@ pub(super) fn truncated(w: MatRef<f32>, rank: usize, rungs: &[Rung]) -> Option<S
         (0..w.ncols()).flat_map(|j| (0..w.nrows()).map(move |i| w[(i, j)].abs())).fold(0f32, f32::max);
     let scale = if largest > 0.0 && largest.is_finite() { f64::from(largest) } else { 1.0 };
     let k = rank.min(w.nrows()).min(w.ncols());
+    if is_small_part(k, w.nrows().min(w.ncols()))
+        && (PLAIN.0..PLAIN.1).contains(&largest)
+        && let Some(svd) = leading(w, k)
+    {
+        return Some(svd);
+    }
     let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>();
     let energy = squares(&mut (0..w.ncols()).flat_map(|j| w.col(j).iter()).map(|&x| f64::from(x) / scale));
     rungs.iter().find_map(|rung| {
@@ -65,6 +77,63 @@ pub(super) fn truncated(w: MatRef<f32>, rank: usize, rungs: &[Rung]) -> Option<S
         let s = s[..k].iter().map(|&x| (f64::from(x) * scale) as f32).collect();
         Some(Svd { p: first(p), s, q: first(q) })
     })
+}
+
+/// Largest entries that need no scaling before their squares are summed.
+const PLAIN: (f32, f32) = (1e-6, 1e6);
+/// Smaller side of a matrix from which on few of its singular values are found by themselves.
+const LARGE: usize = 1024;
+/// What part of all singular values few are.
+const FEW: usize = 8;
+/// Columns of a block beyond those that are wanted.
+const OVERSAMPLING: usize = 16;
+/// Blocks of the Krylov space after the first. On a flat spectrum, the hardest, the terms found hold more than 99 % of what the
+/// leading ones hold.
+const BLOCKS: usize = 5;
+
+fn is_small_part(k: usize, smaller: usize) -> bool {
+    smaller >= LARGE && k * FEW <= smaller
+}
+
+/// The `k` leading terms by a block Krylov method: the best ones in the space of `W X, (W W^T) W X, ...` for a random X.
+fn leading(w: MatRef<f32>, k: usize) -> Option<Svd> {
+    let (m, n, b) = (w.nrows(), w.ncols(), k + OVERSAMPLING);
+    // The same start for every matrix of a shape: it only must not be orthogonal to what is looked for.
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let mut random = start::uniform(&mut rng, n * b).into_iter();
+    let mut x = Mat::from_fn(n, b, |_, _| random.next().expect("one for each entry"));
+    // Orthonormal basis and, beside each block, what the transposed matrix makes of it.
+    let (mut basis, mut image): (Vec<Mat<f32>>, Vec<Mat<f32>>) = (Vec::new(), Vec::new());
+    for _ in 0..=BLOCKS {
+        let mut y = Mat::zeros(m, b);
+        gemm::product(y.as_mut(), w, x.as_ref());
+        // Twice is enough.
+        for _ in 0..2 {
+            for q in &basis {
+                let mut part = Mat::zeros(b, b);
+                gemm::product(part.as_mut(), q.transpose(), y.as_ref());
+                let mut along = Mat::zeros(m, b);
+                gemm::product(along.as_mut(), q.as_ref(), part.as_ref());
+                y -= along;
+            }
+            y = thin(y)?.0;
+        }
+        let mut z = Mat::zeros(n, b);
+        gemm::product(z.as_mut(), w.transpose(), y.as_ref());
+        x = z.clone();
+        basis.push(y);
+        image.push(z);
+    }
+    let joined = |blocks: &[Mat<f32>]| {
+        Mat::from_fn(blocks[0].nrows(), b * blocks.len(), |i, j| blocks[j / b][(i, j % b)])
+    };
+    // W ~ Q (W^T Q)^T with W^T Q = A S B^T, so W ~ (Q B) S A^T.
+    let (a, s, right) = thin(joined(&image))?;
+    let mut p = Mat::zeros(m, k);
+    gemm::product(p.as_mut(), joined(&basis).as_ref(), right.subcols(0, k));
+    let q = Mat::from_fn(n, k, |i, j| a[(i, j)]);
+    let finite = |x: &Mat<f32>| (0..k).all(|j| x.col(j).iter().all(|x| x.is_finite()));
+    (finite(&p) && finite(&q)).then(|| Svd { p, s: s[..k].to_vec(), q })
 }
 
 /// The orthogonal matrix nearest to the transpose of a square `m = P S Q^T`: `Q P^T`.
@@ -212,6 +281,31 @@ mod tests {
                 assert!(distance(&w, &svd) < 1e-5, "{rung:?}");
             }
         }
+    }
+
+    #[test]
+    fn few_terms_of_a_large_matrix_are_found_by_themselves() {
+        assert!(is_small_part(32, 1024) && !is_small_part(160, 1024) && !is_small_part(32, 1023));
+        // Known terms come back.
+        let w = known(70, 90, &[8.0, 4.0, 2.0, 1.0]);
+        let svd = leading(w.as_ref(), 2).unwrap();
+        assert!((svd.s[0] - 8.0).abs() < 1e-4 && (svd.s[1] - 4.0).abs() < 1e-4);
+        assert!((distance(&w, &svd) - 5f64.sqrt()).abs() < 1e-3);
+        // Random entries have the flattest spectrum there is.
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let (m, n) = (600, 400);
+        let entries = start::uniform(&mut rng, m * n);
+        let w = Mat::from_fn(m, n, |i, j| entries[i * n + j]);
+        let (found, exact) = (leading(w.as_ref(), 32).unwrap(), truncated(w.as_ref(), 32, &LADDER).unwrap());
+        let energy = |svd: &Svd| svd.s.iter().map(|s| f64::from(*s).powi(2)).sum::<f64>();
+        assert!(energy(&found) > 0.99 * energy(&exact), "{} of {}", energy(&found), energy(&exact));
+        let off = [&found, &exact].map(|svd| distance(&w, svd));
+        assert!(off[0] < 1.001 * off[1], "{off:?}");
+        // The other way round, too.
+        let turned = leading(w.transpose(), 32).unwrap();
+        assert!((energy(&turned) / energy(&found) - 1.0).abs() < 0.01);
+        assert!(leading(Mat::full(64, 64, f32::NAN).as_ref(), 4).is_none());
+        assert!(leading(Mat::full(64, 64, 1.0).as_ref(), 4).is_some_and(|svd| (svd.s[0] - 64.0).abs() < 1e-3));
     }
 
     #[test]

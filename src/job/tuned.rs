@@ -12,6 +12,7 @@ pub use crate::job::effort::Effort;
 use crate::job::generated;
 use crate::job::header::{Action, file_name};
 use crate::job::journal::{Fingerprint, Journal};
+use crate::job::limits::{self, Portions};
 use crate::job::output;
 use crate::job::report::{Evaluation, Event, Sample};
 use crate::job::sequential::{Made, Sequential, Stage};
@@ -37,8 +38,6 @@ pub const POLISH_ROUNDS: usize = 2;
 const SAMPLE: usize = 24;
 /// Windows that a run with a time budget may use.
 const TIMED_WINDOWS: usize = 1024;
-/// Bytes that the activations kept for moments may take.
-const MOMENT_MEMORY: usize = 6 << 30;
 /// Windows of text with which an effort tunes blocks.
 const LEAST_BLOCK_WINDOWS: usize = 64;
 /// Record of the sensitivities.
@@ -46,7 +45,7 @@ const SENSITIVITY: &str = "sensitivity";
 /// Record of the distillation's state.
 const CHECKPOINT: &str = "distil";
 /// Time between two of them at least, and as a multiple of the time that one takes.
-const CHECKPOINT_EVERY: (Duration, u32) = (Duration::from_secs(5), 50);
+const CHECKPOINT_EVERY: (Duration, u32) = (Duration::from_millis(500), 50);
 
 /// What a calibrated conversion needs.
 #[derive(Clone, Debug)]
@@ -85,6 +84,30 @@ impl Calibration {
         self.generated.unwrap_or(self.effort.amounts().generated)
     }
 
+    /// Distillation steps, and windows that the run uses if there are so many.
+    fn windows(&self) -> (usize, usize) {
+        let amounts = self.effort.amounts();
+        let steps = self.steps.unwrap_or(amounts.steps);
+        let windows = match self.time_budget {
+            Some(_) => TIMED_WINDOWS,
+            None => steps * Settings::default().batch + amounts.moments,
+        };
+        (steps, windows)
+    }
+
+    /// Bytes of the work folder beside the factors, which take `factors` bytes: those of tuned blocks, the source's rows, the
+    /// state of the distillation.
+    ///
+    /// # Errors
+    /// An architecture that has no forward pass here.
+    pub(super) fn work_bytes(&self, source: &dyn TensorSource, factors: u64) -> Result<u64> {
+        let d = decoder::Loader::new(source)?.config().d_model;
+        let texts = EVALUATION_WINDOWS * self.evaluation.len();
+        let rows = (WINDOW * d * (2 * self.windows().1 + 4 * texts)) as u64;
+        // Scales are a small part of the factors; a new state is written beside the old one.
+        Ok(factors + rows + factors / 4)
+    }
+
     /// Names of the texts.
     pub(super) fn names(&self) -> Vec<String> {
         let mut names: Vec<String> = self.files.iter().map(|f| file_name(f)).collect();
@@ -113,6 +136,7 @@ pub(super) struct Calibrated<'a> {
     options: &'a Options,
     calibration: &'a Calibration,
     journal: &'a Journal,
+    portions: Portions,
     started: Instant,
     tokenizer: Tokenizer,
     /// Sensitivities of the file of statistics.
@@ -125,11 +149,12 @@ pub(super) struct Calibrated<'a> {
 }
 
 impl<'a> Calibrated<'a> {
-    /// Reads and tokenizes the texts.
+    /// Reads and tokenizes the texts; the result will have about `bpw` bits per weight.
     pub fn new(
         source: &'a dyn TensorSource,
         options: &'a Options,
         calibration: &'a Calibration,
+        bpw: f64,
         journal: &'a Journal,
         progress: &mut dyn FnMut(Event),
     ) -> Result<Self> {
@@ -141,16 +166,50 @@ impl<'a> Calibrated<'a> {
             None => None,
         };
         let count = calibration.generated();
+        let texts = evaluation_windows(&calibration.evaluation, &tokenizer)?;
+        let written = if measured.is_some() { 0 } else { count };
+        let read = files.iter().map(Vec::len).sum::<usize>() + count;
+        let scored = texts.iter().map(Vec::len).sum::<usize>();
+        let coherence = calibration.coherence || scored > 0;
+        let passes = calibration.passes.unwrap_or(calibration.effort.amounts().passes);
+        let loader = decoder::Loader::new(source)?;
+        let amounts = limits::Amounts {
+            config: loader.config(),
+            vocabulary: vocabulary(source),
+            bpw,
+            window: WINDOW,
+            generated: written,
+            sensitivity: if measured.is_some() { 0 } else { calibration.effort.amounts().sensitivity },
+            all: read.min(calibration.windows().1) + scored,
+            tuned: passes + calibration.absorb_passes > 0,
+            coherence,
+            threads: options.threads,
+        };
+        let portions = limits::portions(&amounts, source, options.max_memory)?;
         let (kept, generated) = match measured {
             Some(measured) => (Some(measured.sensitivities), measured.generated),
             None if count == 0 => (None, Vec::new()),
-            None => (None, generated::windows(source, &tokenizer, count, options.seed, journal, progress)?),
+            None => {
+                let of = generated::Text { count, seed: options.seed, memory: portions.caches as usize };
+                (None, generated::windows(source, &tokenizer, &of, journal, progress)?)
+            }
         };
         files.extend((count > 0).then(|| generated.clone()));
         let text = Mixture::new(files);
-        let texts = evaluation_windows(&calibration.evaluation, &tokenizer)?;
         check_embeddings(source, text.windows.iter().chain(texts.iter().flatten()))?;
-        Ok(Self { source, options, calibration, journal, started, tokenizer, kept, generated, text, texts })
+        Ok(Self {
+            source,
+            options,
+            calibration,
+            journal,
+            portions,
+            started,
+            tokenizer,
+            kept,
+            generated,
+            text,
+            texts,
+        })
     }
 
     /// What the loss feels of errors in each weight, by name: from the journal, from the file of statistics, or measured.
@@ -200,18 +259,15 @@ impl<'a> Calibrated<'a> {
         let (calibration, amounts) = (self.calibration, self.calibration.effort.amounts());
         let mut job = self.options.clone();
         job.iterations = self.options.iterations.or(Some(amounts.iterations));
-        let steps = calibration.steps.unwrap_or(amounts.steps);
-        let used = match calibration.time_budget {
-            Some(_) => TIMED_WINDOWS,
-            None => steps * Settings::default().batch + amounts.moments,
-        };
+        let (steps, used) = calibration.windows();
         let mut text = self.text.clone();
         text.truncate(used);
         let loader = decoder::Loader::new(self.source)?;
         // Little text is learned by heart: then blocks are tuned on demand only.
         let enough = text.windows.len() >= LEAST_BLOCK_WINDOWS;
         let passes = calibration.passes.unwrap_or(if enough { amounts.passes } else { 0 });
-        let most = most_for_moments(loader.config(), passes + calibration.absorb_passes > 0);
+        let memory = self.portions.moments as usize;
+        let most = most_for_moments(loader.config(), passes + calibration.absorb_passes > 0, memory);
         let statistics = amounts.moments.min(text.windows.len()).min(most);
         // Distillation begins with others: those that blocks were fitted to say least about what is still wrong.
         text.begin_after(statistics);
@@ -302,6 +358,13 @@ impl<'a> Calibrated<'a> {
     }
 }
 
+/// Tokens that a source has embeddings for, and whether its head is a matrix of its own.
+fn vocabulary(source: &dyn TensorSource) -> (usize, bool) {
+    let find = |name: &str| source.tensors().iter().find(|t| t.name == name);
+    let rows = find("token_embd.weight").and_then(|t| t.dims.get(1).copied()).unwrap_or(0);
+    (rows as usize, find("output.weight").is_some())
+}
+
 /// The windows of every text that models are compared on.
 pub(super) fn evaluation_windows(texts: &[PathBuf], tokenizer: &Tokenizer) -> Result<Vec<Vec<Vec<u32>>>> {
     let mut windows = text::windows_of(texts, tokenizer, WINDOW)?;
@@ -329,13 +392,13 @@ fn statistics_fingerprint(calibration: &Calibration, journal: &Journal) -> Finge
     statistics::fingerprint(journal.fingerprint(), calibration.effort.amounts().sensitivity)
 }
 
-/// Windows whose activations, kept while a block is factorized, fit into [`MOMENT_MEMORY`]: the inputs of all sites and
+/// Windows whose activations, kept while a block is factorized, fit into `memory` bytes: the inputs of all sites and
 /// the residual stream at two places in two bytes, and residual stream, middle and one input in four, the block's input once more if it is `tuned`.
-fn most_for_moments(c: &Config, tuned: bool) -> usize {
+fn most_for_moments(c: &Config, tuned: bool, memory: usize) -> usize {
     let (d, heads) = (c.d_model, c.heads * c.d_value);
     let streams = if tuned { 3 } else { 2 };
     let token = 2 * (4 * d + heads + c.d_ff) + 4 * (streams * d + c.d_ff.max(heads));
-    (MOMENT_MEMORY / (token * WINDOW)).max(16)
+    (memory / (token * WINDOW)).max(16)
 }
 
 /// Distils the source's predictions into `model`, from the journal's checkpoint if there is one.
