@@ -5,6 +5,7 @@
 mod commands;
 mod compare;
 mod flags;
+mod hint;
 mod info;
 mod progress;
 mod reports;
@@ -45,6 +46,9 @@ pub fn main() -> ExitCode {
         Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(e) => {
             let _ = writeln!(io::stderr(), "littlebit-convert: error: {e}");
+            if let Some(hint) = hint::hint(&e) {
+                let _ = writeln!(io::stderr(), "littlebit-convert: hint: {hint}");
+            }
             ExitCode::from(if matches!(e, Error::Usage(_)) { 2 } else { 1 })
         }
     }

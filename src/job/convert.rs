@@ -108,7 +108,7 @@ pub fn convert(
         (statistics, imatrix, "--statistics and --save-imatrix"),
     ] {
         if a.is_some() && a == b {
-            return Err(Error::usage(format!("{what} name the same file")));
+            return Err(Error::usage(format!("{what} name the same file; give one of them another name")));
         }
     }
     if let Some(path) = imatrix {

@@ -86,7 +86,7 @@ fn open_shard(first: &Path, path: &Path, position: usize) -> Result<Gguf> {
     let shard = Gguf::open(path)?;
     let no = shard.get("split.no").and_then(Value::as_u64);
     if no != Some(position as u64) {
-        return Err(Error::unsupported(path, format!("split.no is {no:?}, its name says {position}")));
+        return Err(Error::unsupported(path, format!("split.no is {no:?}, its name says {position}; give every shard its own name back")));
     }
     Ok(shard)
 }
