@@ -35,7 +35,8 @@ fn the_page_works_in_a_browser() {
     let input = write_gguf(dir.path(), &SMOLLM);
     let path = |name: &str| dir.path().join(name);
     let (out, page) = (path("o.gguf"), path("o.html"));
-    let own = ["--generated-windows", "2", "--effort", "fast", "--tune-steps", "1", "--rank", "32", "--coherence"];
+    let own =
+        ["--generated-windows", "2", "--effort", "fast", "--tune-steps", "1", "--rank", "32", "--coherence"];
     ok(&[&[s(&input), s(&out), "--report", s(&page), "-q"], &own[..]].concat());
     // A click on the head of a column, by a script of the test's own: the page's policy allows inline ones.
     let text = std::fs::read_to_string(&page).unwrap();

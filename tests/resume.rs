@@ -48,7 +48,10 @@ fn kills_at_random_moments_do_not_change_the_bytes() {
     let whole = started.elapsed();
     let bytes = std::fs::read(&straight).unwrap();
     let outcome = support::kills::survive(|| command(&out), &out, &bytes, whole, 50);
-    println!("{whole:?} left alone; kills by stage {:?}, finished {} times", outcome.stages, outcome.finished);
+    println!(
+        "{whole:?} left alone; kills by stage {:?}, finished {} times",
+        outcome.stages, outcome.finished
+    );
     // Both kinds of long work were cut off.
     for stage in ["factorize", "distil"] {
         assert!(outcome.stages.contains_key(stage), "{:?}", outcome.stages);
@@ -80,11 +83,8 @@ fn hollow_model(dir: &Path) -> PathBuf {
         ("general.architecture".to_owned(), Value::from("llama")),
         ("llama.block_count".to_owned(), Value::U32(6)),
     ];
-    let mut tensors = vec![TensorDesc {
-        name: "token_embd.weight".to_owned(),
-        dims: vec![1024, 64],
-        ty: GgmlType::F16,
-    }];
+    let mut tensors =
+        vec![TensorDesc { name: "token_embd.weight".to_owned(), dims: vec![1024, 64], ty: GgmlType::F16 }];
     for b in 0..6 {
         for (name, dims) in [("attn_q", [1024, 1024]), ("ffn_up", [1024, 4096]), ("ffn_down", [4096, 1024])] {
             tensors.push(TensorDesc {
@@ -98,7 +98,12 @@ fn hollow_model(dir: &Path) -> PathBuf {
     let header = Writer::new(Vec::new(), &kv, tensors, 32).unwrap().into_inner();
     let path = dir.join("hollow.gguf");
     std::fs::write(&path, &header).unwrap();
-    std::fs::OpenOptions::new().append(true).open(&path).unwrap().set_len(header.len() as u64 + data).unwrap();
+    std::fs::OpenOptions::new()
+        .append(true)
+        .open(&path)
+        .unwrap()
+        .set_len(header.len() as u64 + data)
+        .unwrap();
     path
 }
 
@@ -128,7 +133,10 @@ fn signals_end_repack_and_verify() {
             let begun = Instant::now();
             let temporary = || names(dir.path()).iter().any(|n| n.starts_with(".dense.gguf.tmp-"));
             // Verification leaves no trace of itself; it blocks its signals within a few milliseconds.
-            until(&mut child, || if writes { temporary() } else { begun.elapsed() > Duration::from_millis(60) });
+            until(
+                &mut child,
+                || if writes { temporary() } else { begun.elapsed() > Duration::from_millis(60) },
+            );
             // SAFETY: the child is ours and was not waited for, so its number is still its own.
             assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
             let ended = child.wait_with_output().unwrap();
@@ -157,7 +165,8 @@ fn a_disk_that_is_too_small_is_noticed_before_the_work() {
     let dir = tempfile::tempdir().unwrap();
     let input = small_model(dir.path(), untouched);
     let disk = dir.path().join("small-disk");
-    let script = format!("{BIN} {} {1}/out.gguf --rank 32; code=$?; ls -A {1}; exit $code", s(&input), s(&disk));
+    let script =
+        format!("{BIN} {} {1}/out.gguf --rank 32; code=$?; ls -A {1}; exit $code", s(&input), s(&disk));
     let (code, left, said) = on_a_small_disk(&disk, "size=16k", &script);
     assert_eq!((code, left.as_str()), (Some(1), ""), "{said}");
     for text in ["the output", "finished pieces", "are missing", "--work-dir"] {

@@ -63,7 +63,9 @@ pub fn verify(args: &VerifyArgs) -> Result<ExitCode> {
     })?;
     let Some(against) = &args.against else {
         if args.gates.coherence() {
-            return Err(Error::usage("what the model writes is compared with its source: give --against SOURCE"));
+            return Err(Error::usage(
+                "what the model writes is compared with its source: give --against SOURCE",
+            ));
         }
         file.matrices().iter().try_for_each(|m| file.read_factors(m).map(|_| ()))?;
         let matrices = file.matrices().len();
@@ -77,9 +79,10 @@ pub fn verify(args: &VerifyArgs) -> Result<ExitCode> {
     let mut counter = Counter::new(args.quiet || args.json);
     let source = source::open(against)?;
     let (gates, coherence) = (args.gates.gates(), args.gates.coherence());
-    let found = verify_against(file, source.as_ref(), &args.eval, coherence, threads, |stage, done, total| {
-        counter.step(stage, done, total);
-    })?;
+    let found =
+        verify_against(file, source.as_ref(), &args.eval, coherence, threads, |stage, done, total| {
+            counter.step(stage, done, total);
+        })?;
     let refused = found.evaluations.iter().flat_map(|(text, c)| gates.failures(&file_name(text), c));
     let incoherence = found.coherence.as_ref().map(|c| gates.incoherence(c)).unwrap_or_default();
     let failures: Vec<String> = found.faults.iter().cloned().chain(refused).chain(incoherence).collect();

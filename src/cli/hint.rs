@@ -8,7 +8,9 @@ pub fn hint(e: &Error) -> Option<String> {
     let text = match e {
         Error::Io { source, .. } => match source.kind() {
             ErrorKind::NotFound => "check the path: nothing is there, or a folder on the way is missing",
-            ErrorKind::PermissionDenied => "check the permissions, or choose another folder for what is written",
+            ErrorKind::PermissionDenied => {
+                "check the permissions, or choose another folder for what is written"
+            }
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
                 "make room (df -h, quota, ulimit -f), or write to another disk: OUTPUT, --work-dir; the same command goes on \
                  from what is finished"
@@ -30,7 +32,9 @@ pub fn hint(e: &Error) -> Option<String> {
         }
         Error::Numeric { matrix, .. } => {
             let name = matrix.split('[').next().unwrap_or(matrix).replace('.', r"\.");
-            return Some(format!("leave this matrix as it is with --tensor-rule '^{name}$=keep', or try another --seed"));
+            return Some(format!(
+                "leave this matrix as it is with --tensor-rule '^{name}$=keep', or try another --seed"
+            ));
         }
         Error::Unsupported { .. } | Error::Usage(_) => return None,
     };

@@ -305,7 +305,9 @@ mod tests {
         let turned = leading(w.transpose(), 32).unwrap();
         assert!((energy(&turned) / energy(&found) - 1.0).abs() < 0.01);
         assert!(leading(Mat::full(64, 64, f32::NAN).as_ref(), 4).is_none());
-        assert!(leading(Mat::full(64, 64, 1.0).as_ref(), 4).is_some_and(|svd| (svd.s[0] - 64.0).abs() < 1e-3));
+        assert!(
+            leading(Mat::full(64, 64, 1.0).as_ref(), 4).is_some_and(|svd| (svd.s[0] - 64.0).abs() < 1e-3)
+        );
     }
 
     #[test]

@@ -13,10 +13,10 @@ use crate::job::limits::workers;
 use crate::job::pool::{in_pool, start};
 use crate::job::repack::{self, Form, at_output};
 use crate::job::report::{Evaluation, Event, KeptReport, MatrixReport, Report};
+use crate::job::space::{self, Need};
 use crate::job::stages::Stages;
 use crate::job::tensor::{Done, encoded, factorize_tensor, finished, keep};
 use crate::job::tuned::{Calibrated, Calibration};
-use crate::job::space::{self, Need};
 use crate::job::{ordered, output};
 use crate::plan::Plan;
 use crate::plan::rules::Rule;
@@ -177,8 +177,15 @@ impl Run<'_> {
         // Ranks as they are without measurements: in sum they differ little.
         let first = layout.plan(source, options)?;
         let ways = (options.method, options.paths);
-        let at_once =
-            workers(source, &layout.actions, &layout.specs, &first, ways, options.threads, options.max_memory)?;
+        let at_once = workers(
+            source,
+            &layout.actions,
+            &layout.specs,
+            &first,
+            ways,
+            options.threads,
+            options.max_memory,
+        )?;
         make_room(source, target, options, layout, &first)?;
         let calibrated = match &options.calibration {
             None => None,

@@ -141,8 +141,11 @@ impl Layout {
         }
         rules.finish()?;
         if specs.is_empty() {
-            return Err(Error::unsupported(source.path(), "no weight is left that can be factorized: rules keep all of them, or none has 16 rows and columns; \
-                 give fewer --tensor-rule"));
+            return Err(Error::unsupported(
+                source.path(),
+                "no weight is left that can be factorized: rules keep all of them, or none has 16 rows and columns; \
+                 give fewer --tensor-rule",
+            ));
         }
         let imatrix = options.imatrix.as_deref().map(Imatrix::read).transpose()?;
         Ok(Self { actions, specs, ruled, imatrix })

@@ -51,7 +51,9 @@ pub(super) fn workers(
                 // Products and both factors with their duals.
                 Method::Admm => 4 * (2 * m * n + 5 * rank * (m + n) + 2 * rank * rank),
                 // Blocks of the Krylov space, or all singular vectors.
-                Method::DualSvid if least >= 1024 && 8 * rank <= least => 4 * (m * n + 20 * (rank + 16) * (m + n)),
+                Method::DualSvid if least >= 1024 && 8 * rank <= least => {
+                    4 * (m * n + 20 * (rank + 16) * (m + n))
+                }
                 Method::DualSvid => 4 * (4 * m * n + least * (m + n)),
             };
             let factors = plan.entries[*at].bits / 8;
@@ -197,7 +199,10 @@ pub(super) fn portions(a: &Amounts, keys_of: &dyn TensorSource, limit: Option<u6
                 + u(a.threads) * 2 * activations
                 + LEAST,
         ),
-        ("distil", base + compressed + streams / 2 + 4 * vocabulary * d + 2 * (tape + 3 * 2 * token * vocabulary)),
+        (
+            "distil",
+            base + compressed + streams / 2 + 4 * vocabulary * d + 2 * (tape + 3 * 2 * token * vocabulary),
+        ),
         ("continue", if a.coherence { writing + compressed + streams / 2 } else { 0 }),
     ];
     let (stage, needed) = stages.iter().copied().max_by_key(|s| s.1).expect("there are stages");

@@ -104,7 +104,11 @@ mod tests {
         let room = |_: &Path| Some(5 << 20);
         check_with(&needs(3 << 20, 2 << 20), room).unwrap();
         let message = check_with(&needs(3 << 20, 3 << 20), room).unwrap_err().to_string();
-        for text in ["o.gguf", "the output 3.0 MiB and finished work 3.0 MiB", "5.0 MiB are free, 1.0 MiB are missing"] {
+        for text in [
+            "o.gguf",
+            "the output 3.0 MiB and finished work 3.0 MiB",
+            "5.0 MiB are free, 1.0 MiB are missing",
+        ] {
             assert!(message.contains(text), "{message}");
         }
         // A system that does not tell is not asked twice.

@@ -1,8 +1,8 @@
 //! The report as one HTML page that needs nothing but itself.
 
 use super::{
-    FIGURES, WRITING, about_writing, calibration, duration, escape, figures, file_name, grouped, plot::over_blocks,
-    size, untuned, writing,
+    FIGURES, WRITING, about_writing, calibration, duration, escape, figures, file_name, grouped,
+    plot::over_blocks, size, untuned, writing,
 };
 use crate::job::Report;
 use crate::job::report::{Evaluation, KeptReport, MatrixReport, StageReport};

@@ -86,7 +86,10 @@ fn open_shard(first: &Path, path: &Path, position: usize) -> Result<Gguf> {
     let shard = Gguf::open(path)?;
     let no = shard.get("split.no").and_then(Value::as_u64);
     if no != Some(position as u64) {
-        return Err(Error::unsupported(path, format!("split.no is {no:?}, its name says {position}; give every shard its own name back")));
+        return Err(Error::unsupported(
+            path,
+            format!("split.no is {no:?}, its name says {position}; give every shard its own name back"),
+        ));
     }
     Ok(shard)
 }
@@ -126,7 +129,8 @@ impl TensorSource for GgufSource {
         let (shard, tensor) = (&self.shards[s], &self.shards[s].tensors[t]);
         let width = tensor.dims[0] as usize;
         let fault = |what| Error::tensor(&shard.path, &tensor.name, what);
-        let row = tensor.ty.row_bytes(tensor.dims[0]).ok_or_else(|| fault("rows do not fill blocks".to_owned()))?;
+        let row =
+            tensor.ty.row_bytes(tensor.dims[0]).ok_or_else(|| fault("rows do not fill blocks".to_owned()))?;
         let mut bytes = Vec::new();
         shard.read_range(tensor, first as u64 * row, rows as u64 * row, &mut bytes)?;
         let mut values = vec![0.0; rows * width];

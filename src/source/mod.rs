@@ -180,6 +180,9 @@ fn check_finite(path: &Path, tensor: &str, values: &[f32]) -> Result<()> {
 fn check_finite_from(path: &Path, tensor: &str, first: usize, values: &[f32]) -> Result<()> {
     let Some(i) = values.iter().position(|x| !x.is_finite()) else { return Ok(()) };
     let what = if values[i].is_nan() { "NaN" } else { "infinite" };
-    let what = format!("value {} is {what}; the model is damaged: load it elsewhere, or download it again", first + i);
+    let what = format!(
+        "value {} is {what}; the model is damaged: load it elsewhere, or download it again",
+        first + i
+    );
     Err(Error::tensor(path, tensor, what))
 }

@@ -1,7 +1,7 @@
 //! One safetensors file: its header checked by the safetensors crate, its data read at offsets and never mapped.
 
-use super::{check_finite, check_finite_from};
 use super::hf::json::fault;
+use super::{check_finite, check_finite_from};
 use crate::error::{Error, Result};
 use crate::gguf::{GgmlType, dequantize};
 use safetensors::Dtype;

@@ -80,7 +80,12 @@ impl Tokenizer {
             _ => None,
         };
         let vocabulary = strings(get("tokens"))
-            .ok_or_else(|| fault("key tokenizer.ggml.tokens is missing; give statistics with --imatrix instead of texts".into()))?
+            .ok_or_else(|| {
+                fault(
+                    "key tokenizer.ggml.tokens is missing; give statistics with --imatrix instead of texts"
+                        .into(),
+                )
+            })?
             .to_vec();
         let types = match get("token_type") {
             Some(Value::Array(Array::I32(t))) if t.len() == vocabulary.len() => t.clone(),

@@ -222,7 +222,10 @@ mod tests {
     fn runs_that_come_again_are_counted() {
         // 1 2 1 2 1 2 1 has four runs of four, of which the last two stood there before.
         assert_eq!(repeated(&[1, 2, 1, 2, 1, 2, 1], 4), 0.5);
-        assert_eq!([repeated(&[1, 2, 3, 4, 5], 4), repeated(&[7; 10], 4), repeated(&[1], 4)], [0.0, 6.0 / 7.0, 0.0]);
+        assert_eq!(
+            [repeated(&[1, 2, 3, 4, 5], 4), repeated(&[7; 10], 4), repeated(&[1], 4)],
+            [0.0, 6.0 / 7.0, 0.0]
+        );
         // Pairs 12 21 | 12 23: three of four are different.
         assert_eq!(distinct(&[vec![1, 2, 1], vec![1, 2, 3]], 2), 0.75);
     }

@@ -38,15 +38,27 @@ impl Gates {
     /// A sentence for every limit that what the model writes does not keep.
     pub fn incoherence(&self, found: &Coherence) -> Vec<String> {
         let limits = [
-            (self.repetition, found.repetition_excess(), "the share of repetitions in it is", "above the source's"),
+            (
+                self.repetition,
+                found.repetition_excess(),
+                "the share of repetitions in it is",
+                "above the source's",
+            ),
             (self.entropy, found.entropy_change(), "its entropy is", "nats from the source's"),
-            (self.surprise, found.surprise_excess(), "it surprises the source by", "nats a token more than its own text"),
+            (
+                self.surprise,
+                found.surprise_excess(),
+                "it surprises the source by",
+                "nats a token more than its own text",
+            ),
         ];
         limits
             .into_iter()
             .filter_map(|(most, value, what, than)| {
                 let most = most.filter(|most| value.is_nan() || value > *most)?;
-                Some(format!("text that the result writes: {what} {value:.4} {than}, at most {most} is allowed"))
+                Some(format!(
+                    "text that the result writes: {what} {value:.4} {than}, at most {most} is allowed"
+                ))
             })
             .collect()
     }
@@ -87,8 +99,9 @@ mod tests {
             same_top: value(0.5),
             ..Comparison::default()
         };
-        let failures =
-            |ppl_ratio, kld, same_top| Gates { ppl_ratio, kld, same_top, ..Gates::default() }.failures("t", &c);
+        let failures = |ppl_ratio, kld, same_top| {
+            Gates { ppl_ratio, kld, same_top, ..Gates::default() }.failures("t", &c)
+        };
         assert!(failures(None, None, None).is_empty());
         assert!(failures(Some(3.0), Some(1.2), Some(0.5)).is_empty());
         assert!(failures(Some(2.9), None, None)[0].contains("3.000 times"));
