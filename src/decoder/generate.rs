@@ -8,6 +8,7 @@ use super::rope::Rotation;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
+use std::sync::Mutex;
 
 /// Groups of sequences that threads share out; the sequences of a group go through the model together. Few, because every
 /// group reads all weights for each of its tokens.
@@ -52,10 +53,18 @@ pub fn continuations(
     progress: impl FnMut(usize),
 ) -> Vec<Vec<u32>> {
     let length = count + prompts.iter().map(|p| p.tokens.len()).max().unwrap_or(0);
-    let choose = |i: usize, logits: &mut [f32], draw: f32| {
+    // Draws of its own for every prompt, whatever others there are.
+    let draws: Vec<Mutex<ChaCha8Rng>> = (0..prompts.len() as u64)
+        .map(|stream| {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            rng.set_stream(stream);
+            Mutex::new(rng)
+        })
+        .collect();
+    let choose = |i: usize, logits: &mut [f32], _: f32| {
         exclude(logits, never);
         match prompts[i].drawn {
-            true => pick(logits, draw),
+            true => pick(logits, draws[i].lock().expect("no panic under the lock").random()),
             false => most_likely(logits),
         }
     };
@@ -212,6 +221,9 @@ mod tests {
         let out = continuations(&model, &prompts, 5, &never, 7, |_| {});
         assert_eq!(out, continuations(&model, &prompts, 5, &never, 7, |_| {}));
         assert!(out.iter().all(|t| t.len() == 5 && t.iter().all(|t| t % 3 != 0)));
+        // Others beside them change nothing.
+        let fewer = continuations(&model, &prompts[..4], 5, &never, 7, |_| {});
+        assert_eq!(out[..4], fewer);
         let other = continuations(&model, &prompts, 5, &never, 8, |_| {});
         for (i, prompt) in prompts.iter().enumerate() {
             if prompt.drawn {

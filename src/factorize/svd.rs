@@ -50,14 +50,14 @@ pub(super) fn truncated(w: MatRef<f32>, rank: usize, rungs: &[Rung]) -> Option<S
         (0..w.ncols()).flat_map(|j| (0..w.nrows()).map(move |i| w[(i, j)].abs())).fold(0f32, f32::max);
     let scale = if largest > 0.0 && largest.is_finite() { f64::from(largest) } else { 1.0 };
     let k = rank.min(w.nrows()).min(w.ncols());
+    let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>();
+    let energy = squares(&mut (0..w.ncols()).flat_map(|j| w.col(j).iter()).map(|&x| f64::from(x) / scale));
     if is_small_part(k, w.nrows().min(w.ncols()))
         && (PLAIN.0..PLAIN.1).contains(&largest)
-        && let Some(svd) = leading(w, k)
+        && let Some(svd) = leading(w, k, energy * scale * scale)
     {
         return Some(svd);
     }
-    let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>();
-    let energy = squares(&mut (0..w.ncols()).flat_map(|j| w.col(j).iter()).map(|&x| f64::from(x) / scale));
     rungs.iter().find_map(|rung| {
         let (p, s, q) = match rung {
             Rung::Single => {
@@ -96,7 +96,8 @@ fn is_small_part(k: usize, smaller: usize) -> bool {
 }
 
 /// The `k` leading terms by a block Krylov method: the best ones in the space of `W X, (W W^T) W X, ...` for a random X.
-fn leading(w: MatRef<f32>, k: usize) -> Option<Svd> {
+/// `energy` is the sum of all squares of `w`; terms that hold more are not orthogonal, and nothing is returned.
+fn leading(w: MatRef<f32>, k: usize, energy: f64) -> Option<Svd> {
     let (m, n, b) = (w.nrows(), w.ncols(), k + OVERSAMPLING);
     // The same start for every matrix of a shape: it only must not be orthogonal to what is looked for.
     let mut rng = ChaCha8Rng::seed_from_u64(0);
@@ -129,6 +130,10 @@ fn leading(w: MatRef<f32>, k: usize) -> Option<Svd> {
     };
     // W ~ Q (W^T Q)^T with W^T Q = A S B^T, so W ~ (Q B) S A^T.
     let (a, s, right) = thin(joined(&image))?;
+    let found: f64 = s.iter().map(|&s| f64::from(s).powi(2)).sum();
+    if found.is_nan() || found > (1.0 + ENERGY_TOLERANCE) * energy {
+        return None;
+    }
     let mut p = Mat::zeros(m, k);
     gemm::product(p.as_mut(), joined(&basis).as_ref(), right.subcols(0, k));
     let q = Mat::from_fn(n, k, |i, j| a[(i, j)]);
@@ -286,28 +291,34 @@ mod tests {
     #[test]
     fn few_terms_of_a_large_matrix_are_found_by_themselves() {
         assert!(is_small_part(32, 1024) && !is_small_part(160, 1024) && !is_small_part(32, 1023));
-        // Known terms come back.
-        let w = known(70, 90, &[8.0, 4.0, 2.0, 1.0]);
-        let svd = leading(w.as_ref(), 2).unwrap();
-        assert!((svd.s[0] - 8.0).abs() < 1e-4 && (svd.s[1] - 4.0).abs() < 1e-4);
+        let all = |w: &Mat<f32>| {
+            (0..w.ncols()).flat_map(|j| w.col(j).iter()).map(|&x| f64::from(x).powi(2)).sum::<f64>()
+        };
+        let leading = |w: &Mat<f32>, k: usize| leading(w.as_ref(), k, all(w));
+        // Known terms come back, although the matrix has no more than them.
+        let w = known(200, 300, &[8.0, 4.0, 2.0, 1.0]);
+        let svd = leading(&w, 2).unwrap();
+        assert!((svd.s[0] - 8.0).abs() < 1e-4 && (svd.s[1] - 4.0).abs() < 1e-4, "{:?}", svd.s);
         assert!((distance(&w, &svd) - 5f64.sqrt()).abs() < 1e-3);
         // Random entries have the flattest spectrum there is.
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         let (m, n) = (600, 400);
         let entries = start::uniform(&mut rng, m * n);
         let w = Mat::from_fn(m, n, |i, j| entries[i * n + j]);
-        let (found, exact) = (leading(w.as_ref(), 32).unwrap(), truncated(w.as_ref(), 32, &LADDER).unwrap());
+        let (found, exact) = (leading(&w, 32).unwrap(), truncated(w.as_ref(), 32, &LADDER).unwrap());
         let energy = |svd: &Svd| svd.s.iter().map(|s| f64::from(*s).powi(2)).sum::<f64>();
         assert!(energy(&found) > 0.99 * energy(&exact), "{} of {}", energy(&found), energy(&exact));
         let off = [&found, &exact].map(|svd| distance(&w, svd));
         assert!(off[0] < 1.001 * off[1], "{off:?}");
         // The other way round, too.
-        let turned = leading(w.transpose(), 32).unwrap();
+        let turned = leading(&w.transpose().to_owned(), 32).unwrap();
         assert!((energy(&turned) / energy(&found) - 1.0).abs() < 0.01);
-        assert!(leading(Mat::full(64, 64, f32::NAN).as_ref(), 4).is_none());
-        assert!(
-            leading(Mat::full(64, 64, 1.0).as_ref(), 4).is_some_and(|svd| (svd.s[0] - 64.0).abs() < 1e-3)
-        );
+        assert!(leading(&Mat::full(200, 200, f32::NAN), 4).is_none());
+        let one = Mat::full(200, 200, 1.0);
+        assert!(leading(&one, 4).is_some_and(|svd| (svd.s[0] - 200.0).abs() < 1e-2));
+        // More columns than the matrix has rows cannot be orthogonal, and that is noticed.
+        let small = known(40, 40, &[4.0, 2.0, 1.0]);
+        assert!(leading(&small, 4).is_none_or(|svd| (svd.s[0] - 4.0).abs() < 1e-3));
     }
 
     #[test]

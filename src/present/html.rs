@@ -137,8 +137,10 @@ fn samples(report: &Report) -> String {
         out += &format!("<h3>{}</h3>\n{}", escape(&file_name(&e.text)), given(&e.sample.prompt));
         out += &pair(likely, &e.sample.continuation, &e.sample.source);
     }
-    for c in report.coherence.iter().flat_map(|c| &c.continuations) {
-        out += &format!("<details>\n<summary>{}</summary>\n{}", escape(&c.kind), given(&c.prompt));
+    for (i, c) in report.coherence.iter().flat_map(|c| &c.continuations).enumerate() {
+        // One shows what is in the others.
+        let open = if i == 0 { " open" } else { "" };
+        out += &format!("<details{open}>\n<summary>{}</summary>\n{}", escape(&c.kind), given(&c.prompt));
         out += &pair(likely, &c.likely, &c.source_likely);
         out += &pair(["This model, drawn tokens", "Its source"], &c.drawn, &c.source_drawn);
         out += "</details>\n";
@@ -286,7 +288,7 @@ mod tests {
             ">q6_K</td>",
             ">700.0</td>",
             ">43.2</td>",
-            ">5.555</td>",
+            ">5.556</td>",
             ">87.6</td>",
         ] {
             assert!(page.contains(figure), "{figure}");

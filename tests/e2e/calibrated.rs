@@ -196,7 +196,10 @@ fn perplexity_of_a_calibrated_model_is_llama_cpps() {
         assert_eq!(stdout.contains("\"sensitivity\""), first);
         assert_eq!(stdout.contains("\"generate\""), first);
         let line = stdout.lines().last().unwrap();
-        serde_json::from_str::<Json>(line).unwrap()["report"]["evaluations"][0].clone()
+        let report = serde_json::from_str::<Json>(line).unwrap()["report"].clone();
+        let mut evaluation = report["evaluations"][0].clone();
+        evaluation["coherence"] = report["coherence"].clone();
+        evaluation
     };
     let kld = |report: &Json| report["kld"]["value"].as_f64().unwrap();
     let (plain, blocks, after) = (run("0", "0"), run("8", "0"), run("0", "12"));
@@ -228,6 +231,21 @@ fn perplexity_of_a_calibrated_model_is_llama_cpps() {
         let off = (first - second).abs() / unit;
         assert!(off < 2e-3, "{figure}: {first} when converted, {second} verified");
     }
+    // What both models write, and what is wrong with it: the source's own text is the measure.
+    let writing = |report: &Json, of: &str, figure: &str| report["coherence"][of][figure].as_f64().unwrap();
+    let found = &verified["found"];
+    for figure in ["repeated_likely", "repeated_drawn", "distinct", "entropy", "surprise"] {
+        let (first, second) = (writing(&after, "source", figure), writing(found, "source", figure));
+        assert!((first - second).abs() < 1e-9, "{figure} of the source: {first} and {second}");
+        println!("{figure}: {} (source {first})", writing(&after, "model", figure));
+    }
+    assert!(writing(&after, "source", "distinct") > 0.5 && writing(&after, "source", "repeated_drawn") < 0.2);
+    assert!(writing(&after, "model", "surprise") > writing(&after, "source", "surprise") + 0.5);
+    assert_eq!(after["coherence"]["continuations"].as_array().unwrap().len(), 12);
+    assert!(!after["sample"]["source"].as_str().unwrap().is_empty());
+    let strict = ["--against", s(&source), "--max-surprise", "0.1", "-q"];
+    let refused = fails(3, &[&["verify", s(&out)], &strict[..]].concat());
+    assert!(refused.contains("surprises the source by"), "{refused}");
     let strict = ["--against", s(&source), "--eval", s(&evaluation), "--max-kld", "0.01", "-q"];
     let refused = fails(3, &[&["verify", s(&out)], &strict[..]].concat());
     assert!(refused.contains("mean KL divergence"), "{refused}");
