@@ -5,6 +5,7 @@
 //! begins.
 
 use super::header::Action;
+use super::tuned::WINDOW;
 use crate::decoder::Config;
 use crate::error::{Error, Result};
 use crate::factorize::Method;
@@ -137,8 +138,6 @@ pub(super) struct Amounts<'a> {
     pub vocabulary: (usize, bool),
     /// Bits per weight, about.
     pub bpw: f64,
-    /// Tokens of a window.
-    pub window: usize,
     /// Windows that the source writes.
     pub generated: usize,
     /// Windows for sensitivities.
@@ -153,6 +152,24 @@ pub(super) struct Amounts<'a> {
     pub threads: usize,
 }
 
+/// Windows for moments that there are at least.
+const LEAST_WINDOWS: usize = 16;
+
+/// Bytes of the activations that are kept of one window while a block is factorized: the inputs of all sites and
+/// the residual stream at two places in two bytes, and residual stream, middle and one input in four, the block's input once
+/// more if it is `tuned`.
+fn moment_window(c: &Config, tuned: bool) -> u64 {
+    let (d, heads) = (c.d_model, c.heads * c.d_value);
+    let streams = if tuned { 3 } else { 2 };
+    let token = 2 * (4 * d + heads + c.d_ff) + 4 * (streams * d + c.d_ff.max(heads));
+    (token * WINDOW) as u64
+}
+
+/// Windows whose activations, kept while a block is factorized, fit into `memory` bytes.
+pub(super) fn windows_for_moments(c: &Config, tuned: bool, memory: u64) -> usize {
+    ((memory / moment_window(c, tuned)) as usize).max(LEAST_WINDOWS)
+}
+
 /// Portions that keep a calibrated run within `limit` bytes.
 ///
 /// # Errors
@@ -165,20 +182,24 @@ pub(super) fn portions(a: &Amounts, keys_of: &dyn TensorSource, limit: Option<u6
     let attention = u(c.heads * c.d_value);
     let block = d * (q + kv + attention) + 3 * d * ff;
     let (vocabulary, own_head) = (u(a.vocabulary.0), a.vocabulary.1);
-    let token = u(a.window);
+    let token = u(WINDOW);
     // Embeddings and head of the source, and once more as the output stores them.
     let frame = 4 * vocabulary * d * if own_head { 4 } else { 2 };
     let base = BASE + keys(keys_of) + frame;
     // Four copies of every sign as a bit, scales, and the factors for the output.
-    let compressed = |blocks: u64| (blocks * block) as f64 * a.bpw * (4.0 + 2.0) / 8.0;
-    let compressed = compressed(blocks) as u64;
+    let compressed = ((blocks * block) as f64 * a.bpw * (4.0 + 2.0) / 8.0) as u64;
+    let moments = moment_window(c, a.tuned) * u(LEAST_WINDOWS);
     let widest = ff.max(attention);
     // Sums of products of inputs, their decomposition, the target: the widest layer.
     let solving = 40 * widest * widest + 32 * widest * d + 8 * widest * d;
     let coarse = 2 * blocks * block + 6 * block + 2 * vocabulary * d;
     let writing = base + coarse + u(72) * 8 * vocabulary;
-    let activations = 4 * token * (8 * d + 6 * ff + 3 * (q + kv) + 2 * attention);
-    let tape = blocks * (activations + 4 * token * ((q + kv + 2 * d + 2 * ff) * 2));
+    // What a backward pass needs of one window in one block: streams, inputs, outputs of the layers, and their latents.
+    let shapes = [(q, d), (kv / 2, d), (kv / 2, d), (d, attention), (ff, d), (ff, d), (d, ff)];
+    let rank = |(m, n): (u64, u64)| (a.bpw * (m * n) as f64 / (m + n).max(1) as f64) as u64;
+    let latents: u64 = shapes.iter().map(|&shape| rank(shape)).sum();
+    let activations = 4 * token * (6 * d + attention + 5 * ff + 2 * (q + kv) + latents);
+    let logits = 4 * token * vocabulary;
     let streams = u(a.all) * token * d * 4;
     let stages = [
         ("generate", if a.generated > 0 { writing + LEAST } else { 0 }),
@@ -187,7 +208,8 @@ pub(super) fn portions(a: &Amounts, keys_of: &dyn TensorSource, limit: Option<u6
             base + u(a.sensitivity) * token * d * 4 * (blocks + 2)
                 + 12 * block
                 + solving
-                + u(a.threads) * (activations + 8 * token * vocabulary),
+                + u(a.threads) * activations
+                + 2 * logits,
         ),
         (
             "factorize",
@@ -197,11 +219,11 @@ pub(super) fn portions(a: &Amounts, keys_of: &dyn TensorSource, limit: Option<u6
                 + solving
                 + if a.tuned { 12 * (block as f64 * a.bpw) as u64 * 2 } else { 0 }
                 + u(a.threads) * 2 * activations
-                + LEAST,
+                + moments,
         ),
         (
             "distil",
-            base + compressed + streams / 2 + 4 * vocabulary * d + 2 * (tape + 3 * 2 * token * vocabulary),
+            base + compressed + streams / 2 + 4 * vocabulary * d + 2 * (blocks * activations + 2 * logits),
         ),
         ("continue", if a.coherence { writing + compressed + streams / 2 } else { 0 }),
     ];
@@ -221,7 +243,7 @@ pub(super) fn portions(a: &Amounts, keys_of: &dyn TensorSource, limit: Option<u6
     }
     let left = |stage: &str| limit - stages.iter().find(|s| s.0 == stage).expect("it is one of them").1;
     Ok(Portions {
-        moments: (LEAST + left("factorize")).min(MOMENTS),
+        moments: (moments + left("factorize")).min(MOMENTS.max(moments)),
         caches: (LEAST + left("generate")).min(CACHES),
     })
 }

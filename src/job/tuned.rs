@@ -4,7 +4,7 @@
 use crate::calibrate::moments::Shares;
 use crate::calibrate::sensitivity::{self, Sensitivity};
 use crate::calibrate::text::{self, Mixture};
-use crate::decoder::{self, Config, Model, Weight};
+use crate::decoder::{self, Model, Weight};
 use crate::error::{Error, Result};
 use crate::factorize;
 use crate::job::convert::Options;
@@ -177,7 +177,6 @@ impl<'a> Calibrated<'a> {
             config: loader.config(),
             vocabulary: vocabulary(source),
             bpw,
-            window: WINDOW,
             generated: written,
             sensitivity: if measured.is_some() { 0 } else { calibration.effort.amounts().sensitivity },
             all: read.min(calibration.windows().1) + scored,
@@ -266,8 +265,8 @@ impl<'a> Calibrated<'a> {
         // Little text is learned by heart: then blocks are tuned on demand only.
         let enough = text.windows.len() >= LEAST_BLOCK_WINDOWS;
         let passes = calibration.passes.unwrap_or(if enough { amounts.passes } else { 0 });
-        let memory = self.portions.moments as usize;
-        let most = most_for_moments(loader.config(), passes + calibration.absorb_passes > 0, memory);
+        let tuned = passes + calibration.absorb_passes > 0;
+        let most = limits::windows_for_moments(loader.config(), tuned, self.portions.moments);
         let statistics = amounts.moments.min(text.windows.len()).min(most);
         // Distillation begins with others: those that blocks were fitted to say least about what is still wrong.
         text.begin_after(statistics);
@@ -390,15 +389,6 @@ pub(super) fn check_embeddings<'a>(
 /// What the statistics of the run depend on.
 fn statistics_fingerprint(calibration: &Calibration, journal: &Journal) -> Fingerprint {
     statistics::fingerprint(journal.fingerprint(), calibration.effort.amounts().sensitivity)
-}
-
-/// Windows whose activations, kept while a block is factorized, fit into `memory` bytes: the inputs of all sites and
-/// the residual stream at two places in two bytes, and residual stream, middle and one input in four, the block's input once more if it is `tuned`.
-fn most_for_moments(c: &Config, tuned: bool, memory: usize) -> usize {
-    let (d, heads) = (c.d_model, c.heads * c.d_value);
-    let streams = if tuned { 3 } else { 2 };
-    let token = 2 * (4 * d + heads + c.d_ff) + 4 * (streams * d + c.d_ff.max(heads));
-    (memory / (token * WINDOW)).max(16)
 }
 
 /// Distils the source's predictions into `model`, from the journal's checkpoint if there is one.
