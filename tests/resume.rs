@@ -172,6 +172,17 @@ fn a_disk_that_is_too_small_is_noticed_before_the_work() {
     for text in ["the output", "finished pieces", "are missing", "--work-dir"] {
         assert!(said.contains(text), "{said}");
     }
+    // Other forms of a compressed model likewise.
+    let compressed = dir.path().join("c.gguf");
+    ok(&[s(&input), s(&compressed), "--rank", "32", "-q"]);
+    let script = format!(
+        "{BIN} {} {1}/f32.gguf --lossy f32; code=$?; ls -A {1}; exit $code",
+        s(&compressed),
+        s(&disk)
+    );
+    let (code, left, said) = on_a_small_disk(&disk, "size=64k", &script);
+    assert_eq!((code, left.as_str()), (Some(1), ""), "{said}");
+    assert!(said.contains("the output") && said.contains("are missing"), "{said}");
 }
 
 #[test]
