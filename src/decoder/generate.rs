@@ -162,12 +162,11 @@ impl Group {
         model.bias_and_cap(&mut logits);
         let draws: Vec<f32> = self.texts.iter().map(|_| self.rng.random()).collect();
         let rows = logits.par_chunks_mut(v).zip(draws).enumerate();
-        let next: Vec<u32> = rows.map(|(i, (row, draw))| choose(self.first + i, row, draw)).collect();
-        for (text, next) in self.texts.iter_mut().zip(next) {
-            if text.len() == self.seen {
-                text.push(next);
-            }
-        }
+        // A prompt that is ahead of others has its next token.
+        let ends = |i: usize| self.texts[i].len() == self.seen;
+        let next: Vec<Option<u32>> =
+            rows.map(|(i, (row, draw))| ends(i).then(|| choose(self.first + i, row, draw))).collect();
+        self.texts.iter_mut().zip(next).for_each(|(text, next)| text.extend(next));
     }
 }
 
