@@ -7,6 +7,7 @@
 mod block_tuning;
 pub mod convert;
 mod effort;
+mod evaluation;
 mod fingerprint;
 mod generated;
 mod header;

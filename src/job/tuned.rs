@@ -5,16 +5,17 @@ use crate::calibrate::moments::Shares;
 use crate::calibrate::sensitivity::{self, Sensitivity};
 use crate::calibrate::text::{self, Mixture};
 use crate::decoder::{self, Model, Weight};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::factorize;
 use crate::job::convert::Options;
 pub use crate::job::effort::Effort;
+use crate::job::evaluation::{EVALUATION_WINDOWS, check_embeddings, evaluation_windows, vocabulary};
 use crate::job::generated;
 use crate::job::header::{Action, file_name};
 use crate::job::journal::{Fingerprint, Journal};
 use crate::job::limits::{self, Portions};
 use crate::job::output;
-use crate::job::report::{Evaluation, Event, Sample};
+use crate::job::report::{Evaluation, Event};
 use crate::job::sequential::{Made, Sequential, Stage};
 use crate::job::statistics::{self, Measured};
 use crate::job::stored::Stored;
@@ -22,20 +23,15 @@ use crate::plan::{MatrixSpec, Plan};
 use crate::source::TensorSource;
 use crate::tokenize::Tokenizer;
 use crate::tune::{Absorption, BlockSettings, Checkpoint, Distillation, Length, Settings, Teacher};
-use crate::verify::{self, Coherence};
+use crate::verify::Coherence;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// Tokens of a window, for statistics, training and evaluation.
 pub const WINDOW: usize = 512;
-/// Windows that one text is evaluated on at most.
-pub const EVALUATION_WINDOWS: usize = 32;
-
 /// Rounds of polish by default; more gain little.
 pub const POLISH_ROUNDS: usize = 2;
-/// Tokens of the prompt of a sample.
-const SAMPLE: usize = 24;
 /// Windows that a run with a time budget may use.
 const TIMED_WINDOWS: usize = 1024;
 /// Windows of text with which an effort tunes blocks.
@@ -133,19 +129,19 @@ pub(super) struct Prepared {
 /// A calibrated conversion whose texts are read.
 pub(super) struct Calibrated<'a> {
     source: &'a dyn TensorSource,
-    options: &'a Options,
-    calibration: &'a Calibration,
+    pub(super) options: &'a Options,
+    pub(super) calibration: &'a Calibration,
     journal: &'a Journal,
     portions: Portions,
     started: Instant,
-    tokenizer: Tokenizer,
+    pub(super) tokenizer: Tokenizer,
     /// Sensitivities of the file of statistics.
     kept: Option<Vec<Sensitivity>>,
     /// Windows that the source has written.
     generated: Vec<Vec<u32>>,
     text: Mixture,
     /// Windows of every evaluation text.
-    texts: Vec<Vec<Vec<u32>>>,
+    pub(super) texts: Vec<Vec<Vec<u32>>>,
 }
 
 impl<'a> Calibrated<'a> {
@@ -306,83 +302,9 @@ impl<'a> Calibrated<'a> {
         };
         distil(&mut model, &source, &teacher, &text, length, self.journal, progress)?;
         let norms = store(&mut model, &mut made)?;
-        let mut evaluations = Vec::new();
-        let (coherence, samples) = self.written(&stage.loader, &source, &model, progress)?;
-        let mut at = 0;
-        for ((file, windows), sample) in calibration.evaluation.iter().zip(&self.texts).zip(samples) {
-            let windows: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
-            let rows = &rows[at..at + windows.len()];
-            at += windows.len();
-            let comparison = verify::compare(&source, rows, &model, &windows, |done| {
-                progress(Event::Stage { name: "evaluate", done, total: windows.len(), value: None });
-            });
-            evaluations.push(Evaluation { text: file.clone(), windows: windows.len(), sample, comparison });
-        }
+        let (evaluations, coherence) = self.compare(&stage.loader, [&source, &model], &rows, progress)?;
         let tokens = (training.len() * WINDOW) as u64;
         Ok(Prepared { made, norms, tokens, evaluations, coherence })
-    }
-
-    /// What source and result write, and how both go on with the beginning of every evaluation text.
-    fn written(
-        &self,
-        loader: &decoder::Loader,
-        frame: &Model,
-        model: &Model,
-        progress: &mut dyn FnMut(Event),
-    ) -> Result<(Option<Coherence>, Vec<Sample>)> {
-        if !self.calibration.coherence && self.texts.is_empty() {
-            return Ok((None, Vec::new()));
-        }
-        let prompts: Vec<&[u32]> = self.texts.iter().map(|windows| &windows[0][..SAMPLE]).collect();
-        let task = verify::Task::new(&self.tokenizer, &prompts, self.options.seed);
-        let total = 2 * task.len();
-        let mut write = |model: &Model, before: usize| {
-            task.write(model, |done| {
-                let done = before + done;
-                progress(Event::Stage { name: "continue", done, total, value: None });
-            })
-        };
-        let by_model = write(model, 0);
-        let source = loader.coarse(frame)?;
-        let by_source = write(&source, task.len());
-        let text = |tokens: &[u32]| self.tokenizer.decode(tokens);
-        let both = task.others(&by_model).iter().zip(task.others(&by_source));
-        let samples = prompts.iter().zip(both).map(|(prompt, (ours, theirs))| Sample {
-            prompt: text(prompt),
-            continuation: text(ours),
-            source: text(theirs),
-        });
-        let samples = samples.collect();
-        Ok((Some(task.compare(&source, &by_source, &by_model, &self.tokenizer)), samples))
-    }
-}
-
-/// Tokens that a source has embeddings for, and whether its head is a matrix of its own.
-fn vocabulary(source: &dyn TensorSource) -> (usize, bool) {
-    let find = |name: &str| source.tensors().iter().find(|t| t.name == name);
-    let rows = find("token_embd.weight").and_then(|t| t.dims.get(1).copied()).unwrap_or(0);
-    (rows as usize, find("output.weight").is_some())
-}
-
-/// The windows of every text that models are compared on.
-pub(super) fn evaluation_windows(texts: &[PathBuf], tokenizer: &Tokenizer) -> Result<Vec<Vec<Vec<u32>>>> {
-    let mut windows = text::windows_of(texts, tokenizer, WINDOW)?;
-    windows.iter_mut().for_each(|t| t.truncate(EVALUATION_WINDOWS));
-    Ok(windows)
-}
-
-/// Refuses tokens that `source` has no embedding for.
-pub(super) fn check_embeddings<'a>(
-    source: &dyn TensorSource,
-    windows: impl Iterator<Item = &'a Vec<u32>>,
-) -> Result<()> {
-    let rows = source.tensors().iter().find(|t| t.name == "token_embd.weight").map(|t| t.dims[1]);
-    match windows.flatten().find(|&&t| rows.is_some_and(|rows| u64::from(t) >= rows)) {
-        Some(t) => {
-            let what = format!("token {t} of the tokenizer has no embedding");
-            Err(Error::unsupported(source.path(), what))
-        }
-        None => Ok(()),
     }
 }
 

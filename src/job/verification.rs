@@ -1,7 +1,8 @@
 //! A finished file against the model it was made from.
 
+use super::evaluation::{check_embeddings, evaluation_windows};
 use super::pool;
-use super::tuned::{WINDOW, check_embeddings, evaluation_windows};
+use super::tuned::WINDOW;
 use crate::decoder::{Loader, Model};
 use crate::error::Result;
 use crate::factorize::relative_error;
