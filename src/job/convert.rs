@@ -176,16 +176,7 @@ impl Run<'_> {
         let Self { source, target, options, pool, sha256, journal } = self;
         // Ranks as they are without measurements: in sum they differ little.
         let first = layout.plan(source, options)?;
-        let ways = (options.method, options.paths);
-        let at_once = workers(
-            source,
-            &layout.actions,
-            &layout.specs,
-            &first,
-            ways,
-            options.threads,
-            options.max_memory,
-        )?;
+        let at_once = workers(source, &layout.actions, &layout.specs, &first, options)?;
         make_room(source, target, options, layout, &first)?;
         let calibrated = match &options.calibration {
             None => None,

@@ -4,12 +4,14 @@
 //! once, sequences that are written at once, windows whose activations are kept. What is not is refused before the work
 //! begins.
 
+use super::convert::Options;
 use super::header::Action;
 use super::tuned::WINDOW;
 use crate::decoder::Config;
 use crate::error::{Error, Result};
 use crate::factorize::Method;
 use crate::gguf::Value;
+use crate::gguf::encode::fitting;
 use crate::plan::{MatrixSpec, Plan};
 use crate::present::size;
 use crate::source::TensorSource;
@@ -25,7 +27,7 @@ pub(super) const CACHES: u64 = 3 << 30;
 /// The smallest that these are set to: work in smaller portions takes too long.
 const LEAST: u64 = 64 << 20;
 
-/// Threads that factorize different matrices at once, within `limit` bytes for the whole process if there is one.
+/// Threads that factorize different matrices at once, within the memory of the options if that is limited.
 ///
 /// Without a limit as many as asked for while their working sets fit in 1 GiB together. Below that number the
 /// matrices themselves are computed in parallel.
@@ -37,10 +39,9 @@ pub(super) fn workers(
     actions: &[Action],
     specs: &[MatrixSpec],
     plan: &Plan,
-    (method, paths): (Method, usize),
-    threads: usize,
-    limit: Option<u64>,
+    options: &Options,
 ) -> Result<usize> {
+    let (method, paths) = (options.method, options.paths);
     let items = source.tensors().iter().zip(actions).map(|(t, action)| match action {
         Action::Factorize(at) => {
             let (s, rank) = (&specs[*at], plan.entries[*at].rank as u64);
@@ -57,9 +58,13 @@ pub(super) fn workers(
                 }
                 Method::DualSvid => 4 * (4 * m * n + least * (m + n)),
             };
-            let factors = plan.entries[*at].bits / 8;
-            let work = 4 * m * n * (e + paths as u64 - 1) + method;
-            Item { work: work.max(reading), done: 3 * factors, name: &s.name, factorized: true }
+            let (work, done) = match options.lossy {
+                // As a record, and as what is written.
+                None => (0, 3 * plan.entries[*at].bits / 8),
+                Some(ty) => (4 * m * n, fitting(ty, n).tensor_bytes(&t.dims).unwrap_or(0)),
+            };
+            let work = work + done + 4 * m * n * (e + paths as u64 - 1) + method;
+            Item { work: work.max(reading), done, name: &s.name, factorized: true }
         }
         Action::Keep { ty, .. } => {
             let bytes = ty.tensor_bytes(&t.dims).unwrap_or(0);
@@ -71,8 +76,8 @@ pub(super) fn workers(
         }
     });
     let mut items: Vec<Item> = items.collect();
-    let threads = threads.max(1) as u64;
-    let Some(limit) = limit else {
+    let threads = options.threads.max(1) as u64;
+    let Some(limit) = options.max_memory else {
         let largest = items.iter().filter(|i| i.factorized).map(|i| i.work).max().unwrap_or(1);
         return Ok((MATRICES / largest.max(1)).clamp(1, threads) as usize);
     };
