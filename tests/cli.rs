@@ -232,6 +232,9 @@ fn refuses_bad_requests() {
     bad(2, &["--lossy", "q3_K"], "llama-quantize");
     bad(2, &["--generated-windows", "2", "--max-kld", "1"], "--eval");
     bad(2, &["--generated-windows", "2", "--eval", "t.txt", "--min-same-top", "1.5"], "0 to 1");
+    bad(2, &["--coherence"], "--calibration");
+    bad(2, &["--max-surprise", "1"], "verify");
+    bad(2, &["--max-memory", "12parsecs"], "unit");
     bad(1, &["--imatrix", "/no/such/file"], "/no/such/file");
     let e = fails(2, &[s(&input)]);
     assert!(e.contains("output"), "{e}");
@@ -274,34 +277,6 @@ fn unwritable_output_leaves_nothing() {
     // A device is no place for a model.
     let e = fails(1, &[s(&input), "/proc/out.gguf", "--rank", "32"]);
     assert!(e.contains("/proc/out.gguf"), "{e}");
-}
-
-#[test]
-fn full_disk_names_the_tensor_and_keeps_finished_work() {
-    let dir = tempfile::tempdir().unwrap();
-    let input = small_model(dir.path(), untouched);
-    let small = dir.path().join("small-disk");
-    std::fs::create_dir(&small).unwrap();
-    // A tmpfs of 16 KiB in a mount namespace of its own; the file needs about 30 KiB.
-    let script = format!(
-        "mount -t tmpfs -o size=16k none {0} && {1} {2} {0}/out.gguf --rank 32; code=$?; ls -A {0}; \
-         mount -o remount,size=1m {0} && {1} {2} {0}/out.gguf --rank 32 -q && ls -A {0}; exit $code",
-        s(&small),
-        support::BIN,
-        s(&input)
-    );
-    // SAFETY: geteuid has no preconditions.
-    let root = unsafe { libc::geteuid() } == 0;
-    let flags: &[&str] = if root { &["--mount"] } else { &["--user", "--map-root-user", "--mount"] };
-    let out = std::process::Command::new("unshare").args(flags).args(["sh", "-c", &script]).output().unwrap();
-    let (stdout, stderr) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
-    assert_eq!(out.status.code(), Some(1), "{stderr}");
-    assert!(stderr.contains("No space left") && stderr.contains("'blk.0."), "{stderr}");
-    assert!(stderr.contains("finished work is kept in"), "{stderr}");
-    // First only the work, after more space was made only the output.
-    assert!(stdout.starts_with("out.gguf.work\n"), "{stdout}");
-    assert_eq!(stdout.lines().last(), Some("out.gguf"), "{stdout}");
-    assert_eq!(stdout.matches("out.gguf.work").count(), 1, "{stdout}");
 }
 
 /// A run whose work folder holds only part of the matrices gives the bytes of one that was never cut off.

@@ -130,6 +130,7 @@ pub fn parse_command() -> Command {
         }
         (None, Some(mut args)) => {
             args.gates = cli.gates.gates();
+            args.coherence = cli.gates.coherence();
             Command::Convert(Box::new(args))
         }
         (None, None) => {

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::job::file_name;
 use crate::job::verification::{Verification, verify_against};
 use crate::source;
-use crate::verify::{Comparison, Difference, Weights, difference};
+use crate::verify::{Coherence, Comparison, Difference, Weights, difference};
 use serde_json::json;
 use std::path::Path;
 use std::process::ExitCode;
@@ -62,6 +62,11 @@ pub fn verify(args: &VerifyArgs) -> Result<ExitCode> {
         )
     })?;
     let Some(against) = &args.against else {
+        if args.gates.coherence() {
+            return Err(Error::usage(
+                "what the model writes is compared with its source: give --against SOURCE",
+            ));
+        }
         file.matrices().iter().try_for_each(|m| file.read_factors(m).map(|_| ()))?;
         let matrices = file.matrices().len();
         print_line(&match args.json {
@@ -73,12 +78,14 @@ pub fn verify(args: &VerifyArgs) -> Result<ExitCode> {
     let threads = super::flags::threads(args.threads)?;
     let mut counter = Counter::new(args.quiet || args.json);
     let source = source::open(against)?;
-    let found = verify_against(file, source.as_ref(), &args.eval, threads, |stage, done, total| {
-        counter.step(stage, done, total);
-    })?;
-    let gates = args.gates.gates();
+    let (gates, coherence) = (args.gates.gates(), args.gates.coherence());
+    let found =
+        verify_against(file, source.as_ref(), &args.eval, coherence, threads, |stage, done, total| {
+            counter.step(stage, done, total);
+        })?;
     let refused = found.evaluations.iter().flat_map(|(text, c)| gates.failures(&file_name(text), c));
-    let failures: Vec<String> = found.faults.iter().cloned().chain(refused).collect();
+    let incoherence = found.coherence.as_ref().map(|c| gates.incoherence(c)).unwrap_or_default();
+    let failures: Vec<String> = found.faults.iter().cloned().chain(refused).chain(incoherence).collect();
     if args.json {
         let mut line = json!({ "file": args.file, "against": against, "sound": true, "failures": failures });
         line["found"] = serde_json::to_value(&found).expect("what was found is plain data");
@@ -106,7 +113,31 @@ fn print_found(found: &Verification) -> Result<()> {
     for (text, c) in &found.evaluations {
         print_line(&format!("{}: {}", text.display(), figures(c)))?;
     }
-    Ok(())
+    match &found.coherence {
+        Some(c) => print_line(&writing(c)),
+        None => Ok(()),
+    }
+}
+
+/// What a model writes beside its source, in one line.
+pub fn writing(c: &Coherence) -> String {
+    let (m, s) = (&c.model, &c.source);
+    format!(
+        "text it writes (source's): repetitions {:.3} ({:.3}), drawn {:.3} ({:.3}), distinct pairs {:.3} ({:.3}), entropy \
+         {:.3} ({:.3}), surprise to the source {:.3} ({:.3}), {} x {} tokens",
+        m.repeated_likely,
+        s.repeated_likely,
+        m.repeated_drawn,
+        s.repeated_drawn,
+        m.distinct,
+        s.distinct,
+        m.entropy,
+        s.entropy,
+        m.surprise,
+        s.surprise,
+        c.continuations.len(),
+        c.tokens
+    )
 }
 
 /// A comparison in one line.

@@ -31,12 +31,37 @@ pub struct GateArgs {
     /// Lowest share of positions with the same most likely token as the source's, 0 to 1, likewise
     #[arg(long, value_name = "SHARE", value_parser = share, requires = "eval", help_heading = "Output")]
     min_same_top: Option<f64>,
+    /// Compare what the model writes after twelve fixed beginnings with what its source writes: repetition, entropy, the
+    /// source's surprise; done anyway with --eval or one of the limits below
+    #[arg(long, help_heading = "Output")]
+    coherence: bool,
+    /// Largest share of repeated runs of four tokens in what it writes, above the source's; beyond it the exit code is 3, likewise
+    #[arg(long, value_name = "SHARE", value_parser = share, help_heading = "Output")]
+    max_repetition: Option<f64>,
+    /// Largest distance of the entropy of what it writes from the source's, in nats, likewise
+    #[arg(long, value_name = "NATS", value_parser = positive, help_heading = "Output")]
+    max_entropy_change: Option<f64>,
+    /// Largest surprise of the source at what it writes, in nats a token above that at the source's own text, likewise
+    #[arg(long, value_name = "NATS", value_parser = positive, help_heading = "Output")]
+    max_surprise: Option<f64>,
 }
 
 impl GateArgs {
     /// The limits.
     pub fn gates(&self) -> Gates {
-        Gates { ppl_ratio: self.max_ppl_ratio, kld: self.max_kld, same_top: self.min_same_top }
+        Gates {
+            ppl_ratio: self.max_ppl_ratio,
+            kld: self.max_kld,
+            same_top: self.min_same_top,
+            repetition: self.max_repetition,
+            entropy: self.max_entropy_change,
+            surprise: self.max_surprise,
+        }
+    }
+
+    /// Whether both models are to write.
+    pub fn coherence(&self) -> bool {
+        self.coherence || self.gates().on_writing()
     }
 }
 
@@ -134,8 +159,11 @@ pub struct ConvertArgs {
     /// Limits, which are arguments of their own: an optional group that holds another is never taken for present.
     #[arg(skip)]
     pub gates: Gates,
+    /// As the limits.
+    #[arg(skip)]
+    pub coherence: bool,
     /// Find the smallest number of bits per weight between these that passes the gates; every trial is a whole conversion
-    #[arg(long, value_name = "LOW..HIGH", conflicts_with_all = ["bpw", "rank", "target_size", "dry_run"], requires = "eval", help_heading = "Size")]
+    #[arg(long, value_name = "LOW..HIGH", conflicts_with_all = ["bpw", "rank", "target_size", "dry_run"], requires = "texts", help_heading = "Size")]
     pub auto_bpw: Option<Range>,
     /// Seed of the random starts; the same seed gives the same bytes for any number of threads
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Method")]
@@ -168,6 +196,10 @@ pub struct ConvertArgs {
     #[arg(long, short, help_heading = "Output")]
     pub quiet: bool,
 
+    /// Memory that the run may take, in bytes or with k, M, G (1000) or Ki, Mi, Gi (1024): less is done at once; refused at the
+    /// beginning if that is not enough
+    #[arg(long, value_name = "SIZE", value_parser = bytes, help_heading = "Run")]
+    max_memory: Option<u64>,
     /// Threads [default: all that this process may use]
     #[arg(long, short, value_name = "N", help_heading = "Run")]
     threads: Option<usize>,
@@ -233,7 +265,9 @@ impl ConvertArgs {
             ("--calibration", !self.calibration.is_empty()),
             ("--generated-windows", self.generated_windows.is_some()),
             ("--dry-run", self.dry_run),
+            ("--max-memory", self.max_memory.is_some()),
             ("--report", !self.report.is_empty()),
+            ("--coherence or one of its limits", self.coherence),
         ];
         match asked.into_iter().find(|(_, given)| *given) {
             Some((flag, _)) => Err(Error::usage(format!(
@@ -259,6 +293,12 @@ impl ConvertArgs {
         let threads = threads(self.threads)?;
         if rotate.is_some() && self.method != Method::DualSvid {
             return Err(Error::usage("--rotate applies to --method dual-svid only"));
+        }
+        if self.coherence && !self.calibrates() {
+            return Err(Error::usage(
+                "what a model writes is compared in a calibrated conversion: give --calibration TEXT or \
+                 --generated-windows N, or compare a finished file by littlebit-convert verify FILE --against SOURCE --coherence",
+            ));
         }
         let mut rules = self.tensor_rule_file.as_deref().map(read_rules).transpose()?.unwrap_or_default();
         rules.extend(self.tensor_rule.iter().cloned());
@@ -293,12 +333,14 @@ impl ConvertArgs {
                 save_imatrix: self.save_imatrix.clone(),
                 statistics: self.statistics.clone(),
                 evaluation: self.eval.clone(),
+                coherence: self.coherence,
             }),
             token_embedding_type: self.token_embedding_type,
             output_tensor_type: self.output_tensor_type,
             lossy: self.lossy,
             container: self.form()? == Form::Container,
             work_dir: self.work_dir.clone(),
+            max_memory: self.max_memory,
             force: self.force,
             gates: self.gates,
         })

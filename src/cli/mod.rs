@@ -5,6 +5,7 @@
 mod commands;
 mod compare;
 mod flags;
+mod hint;
 mod info;
 mod progress;
 mod reports;
@@ -25,10 +26,14 @@ use std::process::ExitCode;
 /// Runs `littlebit-convert` with the process's arguments.
 pub fn main() -> ExitCode {
     job::memory::keep_freed_buffers();
+    signals::report_full_files();
     let outcome = match commands::parse_command() {
         Command::Convert(args) => convert(&args),
         Command::Info { file, json } => info::run(&file, json).map(|()| ExitCode::SUCCESS),
-        Command::Verify(args) => compare::verify(&args),
+        Command::Verify(args) => {
+            signals::end_cleanly(None);
+            compare::verify(&args)
+        }
         Command::Diff { a, b, json } => compare::diff(&a, &b, json),
         Command::Print(text) => {
             let printed = io::stdout().lock().write_all(&text);
@@ -41,6 +46,9 @@ pub fn main() -> ExitCode {
         Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(e) => {
             let _ = writeln!(io::stderr(), "littlebit-convert: error: {e}");
+            if let Some(hint) = hint::hint(&e) {
+                let _ = writeln!(io::stderr(), "littlebit-convert: hint: {hint}");
+            }
             ExitCode::from(if matches!(e, Error::Usage(_)) { 2 } else { 1 })
         }
     }
@@ -54,7 +62,10 @@ const DIFFERENT: u8 = 4;
 fn convert(args: &ConvertArgs) -> Result<ExitCode> {
     let options = args.options()?;
     let source = match source::open_any(&args.input)? {
-        Model::Compressed(model) => return repack(args, *model).map(|()| ExitCode::SUCCESS),
+        Model::Compressed(model) => {
+            signals::end_cleanly(None);
+            return repack(args, *model).map(|()| ExitCode::SUCCESS);
+        }
         Model::Dense(source) => source,
     };
     if args.dry_run {
@@ -62,7 +73,7 @@ fn convert(args: &ConvertArgs) -> Result<ExitCode> {
         return summary::print_plan(&outlook, args.json).map(|()| ExitCode::SUCCESS);
     }
     reports::check(&args.report, &[args.output()?, &args.input], args.force())?;
-    signals::end_cleanly(options.work_dir(args.output()?));
+    signals::end_cleanly(Some(options.work_dir(args.output()?)));
     let mut progress = progress::Progress::new(args.json, args.quiet);
     let (source, output) = (source.as_ref(), args.output()?);
     let report = match args.auto_bpw {

@@ -31,7 +31,10 @@ pub fn check(paths: &[PathBuf], taken: &[&Path], force: bool) -> Result<()> {
     for (i, path) in paths.iter().enumerate() {
         kind(path)?;
         if taken.contains(&path.as_path()) || paths[..i].contains(path) {
-            return Err(Error::usage(format!("{} is to be written twice", path.display())));
+            return Err(Error::usage(format!(
+                "{} is to be written twice; give every file a name of its own",
+                path.display()
+            )));
         }
         output::check_target(path, taken, force)?;
     }

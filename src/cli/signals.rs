@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::exit;
 
 /// Has SIGINT and SIGTERM end the process with 128 plus the signal's number, and tell where finished work is kept:
-/// records in `work_dir` are whole or absent at any time. To be called before other threads are started, because they
+/// records in `work_dir` are whole or absent at any time; a command without one has nothing to keep. To be called before other threads are started, because they
 /// have to inherit the mask.
-pub fn end_cleanly(work_dir: PathBuf) {
+pub fn end_cleanly(work_dir: Option<PathBuf>) {
     // SAFETY: sigset_t is plain data, and sigemptyset initialises it.
     let mut set = unsafe { std::mem::zeroed::<libc::sigset_t>() };
     // SAFETY: `set` is a valid set; signal numbers are libc's.
@@ -29,15 +29,21 @@ pub fn end_cleanly(work_dir: PathBuf) {
             return;
         }
         output::abandon();
-        let kept = holds_records(&work_dir, 1);
-        let what = if kept {
-            format!("finished work is kept in {}; the same command goes on from there", work_dir.display())
-        } else {
-            "nothing was finished yet".to_owned()
+        let what = match work_dir.filter(|dir| holds_records(dir, 1)) {
+            Some(dir) => {
+                format!("finished work is kept in {}; the same command goes on from there", dir.display())
+            }
+            None => "nothing was written".to_owned(),
         };
         let _ = writeln!(io::stderr(), "\nlittlebit-convert: interrupted; {what}");
         exit(128 + signal);
     });
+}
+
+/// Has a limit on the size of files (`ulimit -f`) come back as an error of the write instead of ending the process.
+pub fn report_full_files() {
+    // SAFETY: ignoring a signal has no preconditions; if it is refused, the process ends as it would have.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
 /// Whether there are records in `dir`, or `depth` folders below it: a search has a folder for each size.

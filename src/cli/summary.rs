@@ -1,6 +1,6 @@
 //! The end of a run: totals by class of matrix, the file, and what the result is good for.
 
-use super::compare::figures;
+use super::compare::{figures, writing};
 use super::print_line;
 use crate::error::Result;
 use crate::job::layout::Outlook;
@@ -74,6 +74,10 @@ pub fn print(report: &Report, json: bool) -> Result<()> {
             one_line(&e.sample.prompt),
             one_line(&e.sample.continuation)
         ))?;
+        print_line(&format!("  its source: ~> {}", one_line(&e.sample.source)))?;
+    }
+    if let Some(c) = &report.coherence {
+        print_line(&writing(c))?;
     }
     if !report.calibrated() {
         return print_line(&verdict(report));

@@ -85,7 +85,14 @@ impl<'a> Keys<'a> {
     }
 
     fn fault(&self, key: &str, what: &str) -> Error {
-        Error::unsupported(self.path, format!("key {}.{key} {what}", self.arch))
+        Error::unsupported(
+            self.path,
+            format!(
+                "key {}.{key} {what}, so there is no forward pass; without --calibration and --eval the model can be compressed, \
+                 with --imatrix too",
+                self.arch
+            ),
+        )
     }
 
     fn count(&self, key: &str) -> Result<Option<usize>> {

@@ -162,6 +162,17 @@ impl<'a> Loader<'a> {
     }
 }
 
+impl Loader<'_> {
+    /// `frame` with all blocks in little precision, for forward passes: two bytes a weight.
+    ///
+    /// # Errors
+    /// As those of [`Loader::block`].
+    pub fn coarse(&self, frame: &Model) -> Result<Model> {
+        let blocks = (0..self.blocks()).map(|i| Ok(self.block(i)?.coarse())).collect::<Result<_>>()?;
+        Ok(Model { blocks, ..frame.clone() })
+    }
+}
+
 /// Reads all weights in f32.
 ///
 /// # Errors

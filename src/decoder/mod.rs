@@ -29,7 +29,7 @@ pub use coarse::{Coarse, add_gram, add_outer};
 pub use config::{Activation, Config, RopeStyle, SUPPORTED};
 pub use exponential::exp_below_max;
 pub use fisher::{Fisher, token_weights, weighed};
-pub use generate::sample;
+pub use generate::{Prompt, continuations, exclude, sample};
 pub use linear::{Binary, FactorGrad, Linear, LinearGrad, LinearTape, Trained, Weight};
 pub use load::{Loader, load};
 pub use model::{CoarseHead, Model, ModelGrad, ModelTape};

@@ -3,7 +3,11 @@
 //! faer's decomposition has been seen not to converge on ordinary input, rarely. So there is a ladder: single
 //! precision, double precision, and the eigenvectors of the smaller Gram matrix. Every rung runs on one thread,
 //! because the library's own splitting depends on the number of threads.
+//!
+//! All of these find every singular value. Where only a few of a large matrix are wanted that is hours of work and several
+//! copies of the matrix, so [`leading`] stands before the ladder there.
 
+use super::{gemm, start};
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::evd::{self, ComputeEigenvectors};
@@ -11,6 +15,8 @@ use faer::linalg::matmul::matmul;
 use faer::linalg::svd::{self, ComputeSvdVectors};
 use faer::traits::RealField;
 use faer::{Accum, Mat, MatRef, Par};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
 
 /// `W ~ P diag(s) Q^T` with the k largest singular values, descending.
 pub(super) struct Svd {
@@ -46,6 +52,12 @@ pub(super) fn truncated(w: MatRef<f32>, rank: usize, rungs: &[Rung]) -> Option<S
     let k = rank.min(w.nrows()).min(w.ncols());
     let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>();
     let energy = squares(&mut (0..w.ncols()).flat_map(|j| w.col(j).iter()).map(|&x| f64::from(x) / scale));
+    if is_small_part(k, w.nrows().min(w.ncols()))
+        && (PLAIN.0..PLAIN.1).contains(&largest)
+        && let Some(svd) = leading(w, k, energy * scale * scale)
+    {
+        return Some(svd);
+    }
     rungs.iter().find_map(|rung| {
         let (p, s, q) = match rung {
             Rung::Single => {
@@ -65,6 +77,89 @@ pub(super) fn truncated(w: MatRef<f32>, rank: usize, rungs: &[Rung]) -> Option<S
         let s = s[..k].iter().map(|&x| (f64::from(x) * scale) as f32).collect();
         Some(Svd { p: first(p), s, q: first(q) })
     })
+}
+
+/// Largest entries that need no scaling before their squares are summed.
+const PLAIN: (f32, f32) = (1e-6, 1e6);
+/// Smaller side of a matrix from which on few of its singular values are found by themselves.
+const LARGE: usize = 1024;
+/// What part of all singular values few are.
+const FEW: usize = 8;
+/// Columns of a block beyond those that are wanted.
+const OVERSAMPLING: usize = 16;
+/// Blocks of the Krylov space after the first. On a flat spectrum, the hardest, the terms found hold more than 99 % of what the
+/// leading ones hold.
+const BLOCKS: usize = 5;
+
+/// Part of a block's norm below which a direction is noise of single precision.
+const EXHAUSTED: f32 = 1e-5;
+
+fn is_small_part(k: usize, smaller: usize) -> bool {
+    smaller >= LARGE && k * FEW <= smaller
+}
+
+/// The `k` leading terms by a block Krylov method: the best ones in the space of `W X, (W W^T) W X, ...` for a random X.
+/// `energy` is the sum of all squares of `w`; terms that hold more are not orthogonal, and nothing is returned.
+fn leading(w: MatRef<f32>, k: usize, energy: f64) -> Option<Svd> {
+    let (m, n, b) = (w.nrows(), w.ncols(), k + OVERSAMPLING);
+    // The same start for every matrix of a shape: it only must not be orthogonal to what is looked for.
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let mut random = start::uniform(&mut rng, n * b).into_iter();
+    let mut x = Mat::from_fn(n, b, |_, _| random.next().expect("one for each entry"));
+    // Orthonormal basis and, beside each block, what the transposed matrix makes of it.
+    let (mut basis, mut image): (Vec<Mat<f32>>, Vec<Mat<f32>>) = (Vec::new(), Vec::new());
+    for _ in 0..=BLOCKS {
+        let mut y = Mat::zeros(m, x.ncols());
+        gemm::product(y.as_mut(), w, x.as_ref());
+        let before = y.norm_l2();
+        // Twice is enough.
+        for pass in 0..2 {
+            for q in &basis {
+                let mut part = Mat::zeros(q.ncols(), y.ncols());
+                gemm::product(part.as_mut(), q.transpose(), y.as_ref());
+                let mut along = Mat::zeros(m, y.ncols());
+                gemm::product(along.as_mut(), q.as_ref(), part.as_ref());
+                y -= along;
+            }
+            let (p, s, _) = thin(y)?;
+            // What is left of directions that are there already is noise.
+            let least = if pass == 0 { EXHAUSTED * before } else { 0.5 };
+            let new = s.iter().take_while(|&&s| s > least).count();
+            y = Mat::from_fn(m, new, |i, j| p[(i, j)]);
+            if new == 0 {
+                break;
+            }
+        }
+        if y.ncols() == 0 {
+            break;
+        }
+        let mut z = Mat::zeros(n, y.ncols());
+        gemm::product(z.as_mut(), w.transpose(), y.as_ref());
+        x = z.clone();
+        basis.push(y);
+        image.push(z);
+    }
+    let joined = |blocks: &[Mat<f32>]| {
+        let columns: Vec<(usize, usize)> =
+            blocks.iter().enumerate().flat_map(|(b, x)| (0..x.ncols()).map(move |j| (b, j))).collect();
+        Mat::from_fn(blocks[0].nrows(), columns.len(), |i, j| blocks[columns[j].0][(i, columns[j].1)])
+    };
+    // A matrix of lower rank has fewer terms.
+    let k = k.min(image.iter().map(|z| z.ncols()).sum());
+    if k == 0 {
+        return None;
+    }
+    // W ~ Q (W^T Q)^T with W^T Q = A S B^T, so W ~ (Q B) S A^T.
+    let (a, s, right) = thin(joined(&image))?;
+    let found: f64 = s.iter().map(|&s| f64::from(s).powi(2)).sum();
+    if found.is_nan() || found > (1.0 + ENERGY_TOLERANCE) * energy {
+        return None;
+    }
+    let mut p = Mat::zeros(m, k);
+    gemm::product(p.as_mut(), joined(&basis).as_ref(), right.subcols(0, k));
+    let q = Mat::from_fn(n, k, |i, j| a[(i, j)]);
+    let finite = |x: &Mat<f32>| (0..k).all(|j| x.col(j).iter().all(|x| x.is_finite()));
+    (finite(&p) && finite(&q)).then(|| Svd { p, s: s[..k].to_vec(), q })
 }
 
 /// The orthogonal matrix nearest to the transpose of a square `m = P S Q^T`: `Q P^T`.
@@ -212,6 +307,42 @@ mod tests {
                 assert!(distance(&w, &svd) < 1e-5, "{rung:?}");
             }
         }
+    }
+
+    #[test]
+    fn few_terms_of_a_large_matrix_are_found_by_themselves() {
+        assert!(is_small_part(32, 1024) && !is_small_part(160, 1024) && !is_small_part(32, 1023));
+        let all = |w: &Mat<f32>| {
+            (0..w.ncols()).flat_map(|j| w.col(j).iter()).map(|&x| f64::from(x).powi(2)).sum::<f64>()
+        };
+        let leading = |w: &Mat<f32>, k: usize| leading(w.as_ref(), k, all(w));
+        // Known terms come back, although the matrix has no more than them.
+        let w = known(200, 300, &[8.0, 4.0, 2.0, 1.0]);
+        let svd = leading(&w, 2).unwrap();
+        assert!((svd.s[0] - 8.0).abs() < 1e-4 && (svd.s[1] - 4.0).abs() < 1e-4, "{:?}", svd.s);
+        assert!((distance(&w, &svd) - 5f64.sqrt()).abs() < 1e-3);
+        // Random entries have the flattest spectrum there is.
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let (m, n) = (600, 400);
+        let entries = start::uniform(&mut rng, m * n);
+        let w = Mat::from_fn(m, n, |i, j| entries[i * n + j]);
+        let (found, exact) = (leading(&w, 32).unwrap(), truncated(w.as_ref(), 32, &LADDER).unwrap());
+        let energy = |svd: &Svd| svd.s.iter().map(|s| f64::from(*s).powi(2)).sum::<f64>();
+        assert!(energy(&found) > 0.99 * energy(&exact), "{} of {}", energy(&found), energy(&exact));
+        let off = [&found, &exact].map(|svd| distance(&w, svd));
+        assert!(off[0] < 1.001 * off[1], "{off:?}");
+        // The other way round, too.
+        let turned = leading(&w.transpose().to_owned(), 32).unwrap();
+        assert!((energy(&turned) / energy(&found) - 1.0).abs() < 0.01);
+        assert!(leading(&Mat::full(200, 200, f32::NAN), 4).is_none());
+        let one = Mat::full(200, 200, 1.0);
+        assert!(
+            leading(&one, 4)
+                .is_some_and(|svd| (svd.s[0] - 200.0).abs() < 1e-2 && svd.s[1..].iter().all(|&s| s < 0.1))
+        );
+        // More columns than the matrix has rows cannot be orthogonal, and that is noticed.
+        let small = known(40, 40, &[4.0, 2.0, 1.0]);
+        assert!(leading(&small, 4).is_none_or(|svd| (svd.s[0] - 4.0).abs() < 1e-3));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::Job;
 use super::export::RealPath;
 use crate::error::{Error, Result};
+use rayon::prelude::*;
 
 /// Share of the uniform weight that is mixed into the importance: `(1 - SHRINKAGE) imp / mean(imp) + SHRINKAGE`.
 ///
@@ -56,10 +57,14 @@ impl Weighting {
             return Ok(None);
         }
         let factors: Vec<f64> = (0..job.d_in).map(|j| s(j) / magnitude).collect();
-        let rows = w.chunks_exact(job.d_in);
-        let w =
-            rows.flat_map(|row| row.iter().zip(&factors).map(|(&x, f)| (f64::from(x) * f) as f32)).collect();
-        Ok(Some(Scaled { w, magnitude }))
+        let mut scaled = vec![0f32; w.len()];
+        let rows = scaled.par_chunks_exact_mut(job.d_in).zip(w.par_chunks_exact(job.d_in));
+        rows.for_each(|(to, from)| {
+            for ((to, &x), f) in to.iter_mut().zip(from).zip(&factors) {
+                *to = (f64::from(x) * f) as f32;
+            }
+        });
+        Ok(Some(Scaled { w: scaled, magnitude }))
     }
 
     /// Turns factors of the scaled matrix into factors of the original one.

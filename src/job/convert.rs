@@ -6,12 +6,14 @@ use crate::format::schema::{self, key};
 use crate::format::{LittleBitFile, lossy};
 use crate::gguf::{GgmlType, Writer};
 use crate::job::fingerprint::{fingerprint, work_dir};
-use crate::job::header::{Action, Summary, describe, file_name, littlebit_kv, method_text};
+use crate::job::header::{Action, Summary, describe, littlebit_kv, method_text};
 use crate::job::journal::Journal;
 use crate::job::layout::{Budget, Layout};
-use crate::job::pool::{in_pool, start, workers};
+use crate::job::limits::workers;
+use crate::job::pool::{in_pool, start};
 use crate::job::repack::{self, Form, at_output};
 use crate::job::report::{Evaluation, Event, KeptReport, MatrixReport, Report};
+use crate::job::space::{self, Need};
 use crate::job::stages::Stages;
 use crate::job::tensor::{Done, encoded, factorize_tensor, finished, keep};
 use crate::job::tuned::{Calibrated, Calibration};
@@ -56,6 +58,8 @@ pub struct Options {
     pub container: bool,
     /// Folder for finished pieces, from which a run that was cut off goes on; `None` for the output's name with `.work`.
     pub work_dir: Option<PathBuf>,
+    /// Memory that the process may take, bytes; work is cut into portions that keep to it.
+    pub max_memory: Option<u64>,
     /// Replace an existing output.
     pub force: bool,
     /// What a calibrated result is to reach; one that does not is written under [`rejected`]'s name instead.
@@ -104,7 +108,7 @@ pub fn convert(
         (statistics, imatrix, "--statistics and --save-imatrix"),
     ] {
         if a.is_some() && a == b {
-            return Err(Error::usage(format!("{what} name the same file")));
+            return Err(Error::usage(format!("{what} name the same file; give one of them another name")));
         }
     }
     if let Some(path) = imatrix {
@@ -170,12 +174,16 @@ impl Run<'_> {
     /// Makes what is not made yet and writes the file.
     fn finish(self, layout: &mut Layout, progress: &mut dyn FnMut(Event)) -> Result<Report> {
         let Self { source, target, options, pool, sha256, journal } = self;
+        // Ranks as they are without measurements: in sum they differ little.
+        let first = layout.plan(source, options)?;
+        let at_once = workers(source, &layout.actions, &layout.specs, &first, options)?;
+        make_room(source, target, options, layout, &first)?;
         let calibrated = match &options.calibration {
             None => None,
             Some(calibration) => {
                 let c = in_pool(
                     &pool,
-                    |on_event| Calibrated::new(source, options, calibration, journal, on_event),
+                    |on_event| Calibrated::new(source, options, calibration, first.bpw, journal, on_event),
                     progress,
                 )?;
                 // Events come from the thread that runs the stages; they are handed on as they arrive.
@@ -208,9 +216,10 @@ impl Run<'_> {
             calibration: prepared.as_ref().map(|p| p.tokens),
             evaluations: prepared.iter().flat_map(|p| &p.evaluations).map(Evaluation::figures).collect(),
         };
-        let evaluations = prepared.iter().flat_map(|p| &p.evaluations);
-        let failures: Vec<String> =
-            evaluations.flat_map(|e| options.gates.failures(&file_name(&e.text), &e.comparison)).collect();
+        let failures = match &prepared {
+            Some(p) => Evaluation::failures(&options.gates, &p.evaluations, p.coherence.as_ref()),
+            None => Vec::new(),
+        };
         let refused = rejected(target);
         let target = if failures.is_empty() { target } else { &refused };
         let mut kv = littlebit_kv(source, &descriptors, options, &summary);
@@ -245,7 +254,7 @@ impl Run<'_> {
                 }),
             }
         };
-        ordered::run(actions.len(), workers(options.threads, specs, plan), work, |i, done| {
+        ordered::run(actions.len(), at_once, work, |i, done| {
             let t = &source.tensors()[i];
             match done {
                 Done::Kept(bytes) => {
@@ -302,6 +311,7 @@ impl Run<'_> {
             generated_windows: options.calibration.as_ref().map_or(0, Calibration::generated),
             failures,
             evaluations: prepared.as_ref().map(|p| p.evaluations.clone()).unwrap_or_default(),
+            coherence: prepared.and_then(|p| p.coherence),
             bpw: summary.bpw,
             bpw_file: summary.bpw_file,
             n_params,
@@ -314,6 +324,30 @@ impl Run<'_> {
             kept,
         })
     }
+}
+
+/// Refuses a run whose output and finished pieces have no place on their disks.
+fn make_room(
+    source: &dyn TensorSource,
+    target: &Path,
+    options: &Options,
+    layout: &Layout,
+    plan: &Plan,
+) -> Result<()> {
+    let work = options.work_dir(target);
+    let output = layout.output_bytes(source, options, plan)?;
+    // A container is made of a finished GGUF.
+    let output = if options.container { 2 * output } else { output };
+    let factors = plan.bits / 8;
+    let pieces = match &options.calibration {
+        None => factors,
+        Some(c) => factors + c.work_bytes(source, factors)?,
+    };
+    let pieces = pieces.saturating_sub(space::held(&work));
+    space::check(&[
+        Need { path: target, bytes: output, what: "the output" },
+        Need { path: &work, bytes: pieces, what: "finished pieces" },
+    ])
 }
 
 fn flushed(

@@ -38,6 +38,8 @@ pub(super) fn fingerprint(sha256: &str, options: &Options) -> Result<Fingerprint
         put("residual correction", c.correction.residual.to_string());
         put("polish rounds", c.polish_rounds.to_string());
         put("absorb passes", c.absorb_passes.to_string());
+        // Portions of the work change sums, and which tokens are drawn.
+        put("max memory", options.max_memory.map_or("none".to_owned(), |n| format!("{n} bytes")));
         put("block passes", c.passes.map_or("the effort's".to_owned(), |n| n.to_string()));
     }
     put(

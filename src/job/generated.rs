@@ -20,12 +20,20 @@ const TRIES: usize = 1000;
 /// Name of the text and of its record.
 pub(super) const NAME: &str = "generated";
 
-/// `count` windows, from `journal` if an earlier run has written them.
+/// How much is to be written.
+pub(super) struct Text {
+    /// Windows.
+    pub count: usize,
+    pub seed: u64,
+    /// Bytes of keys and values at a time.
+    pub memory: usize,
+}
+
+/// The windows, from `journal` if an earlier run has written them.
 pub(super) fn windows(
     source: &dyn TensorSource,
     tokenizer: &Tokenizer,
-    count: usize,
-    seed: u64,
+    text: &Text,
     journal: &Journal,
     progress: &mut dyn FnMut(Event),
 ) -> Result<Vec<Vec<u32>>> {
@@ -34,13 +42,10 @@ pub(super) fn windows(
         return Ok(windows);
     }
     let loader = decoder::Loader::new(source)?;
-    let mut model = loader.frame()?;
-    for b in 0..loader.blocks() {
-        model.blocks.push(loader.block(b)?.coarse());
-    }
-    let prompts = prompts(tokenizer, model.vocabulary(), PIECES * count, seed);
+    let model = loader.coarse(&loader.frame()?)?;
+    let prompts = prompts(tokenizer, model.vocabulary(), PIECES * text.count, text.seed);
     let all: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
-    let pieces = decoder::sample(&model, &all, WINDOW / PIECES, seed, |done| {
+    let pieces = decoder::sample(&model, &all, WINDOW / PIECES, text.seed, text.memory, |done| {
         progress(Event::Stage { name: "generate", done, total: all.len(), value: None });
     });
     let windows: Vec<Vec<u32>> = pieces.chunks(PIECES).map(|p| p.concat()).collect();

@@ -141,7 +141,11 @@ impl Layout {
         }
         rules.finish()?;
         if specs.is_empty() {
-            return Err(Error::unsupported(source.path(), "no weight is left that can be factorized"));
+            return Err(Error::unsupported(
+                source.path(),
+                "no weight is left that can be factorized: rules keep all of them, or none has 16 rows and columns; \
+                 give fewer --tensor-rule",
+            ));
         }
         let imatrix = options.imatrix.as_deref().map(Imatrix::read).transpose()?;
         Ok(Self { actions, specs, ruled, imatrix })
@@ -186,7 +190,15 @@ impl Layout {
 
     /// Bytes of the LittleBit GGUF of a plan.
     fn file_bytes(&self, source: &dyn TensorSource, options: &Options, plan: &Plan) -> Result<u64> {
-        Ok(self.header_bytes(source, options, plan)? + self.data_bytes(source, options, plan))
+        self.output_bytes(source, &Options { lossy: None, ..options.clone() }, plan)
+    }
+
+    /// Bytes of the output of a plan in the form that the options ask for; of a lossy GGUF nearly.
+    pub fn output_bytes(&self, source: &dyn TensorSource, options: &Options, plan: &Plan) -> Result<u64> {
+        let (descriptors, _) = describe(source, &self.actions, &self.specs, plan, options);
+        let data: u64 =
+            descriptors.iter().map(|d| d.nbytes().unwrap_or(0).next_multiple_of(schema::ALIGNMENT)).sum();
+        Ok(self.header_bytes(source, options, plan)? + data)
     }
 
     /// Bytes before the data, the same for every plan.

@@ -2,7 +2,6 @@
 
 use super::report::Event;
 use crate::error::{Error, Result};
-use crate::plan::{MatrixSpec, Plan};
 use crate::tune::BlockOutcome;
 
 /// Starts `threads` threads.
@@ -52,16 +51,4 @@ pub(super) fn in_pool<T: Send>(
         }
         worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
-}
-
-/// Threads that factorize different matrices at once: as many as asked for, while their working sets
-/// (about six times the largest matrix in f32: weight, products and both factors with their duals) fit in
-/// 1 GiB together. Below that number the matrices themselves are computed in parallel.
-pub(super) fn workers(threads: usize, specs: &[MatrixSpec], plan: &Plan) -> usize {
-    let set = specs.iter().zip(&plan.entries).map(|(s, e)| {
-        let (m, n, r) = (s.d_out, s.d_in, e.rank);
-        4 * (2 * m * n + 5 * r * (m + n) + 2 * r * r)
-    });
-    let largest = set.max().unwrap_or(1);
-    ((1 << 30) / largest).clamp(1, threads.max(1))
 }

@@ -3,11 +3,13 @@
 use super::convert::ALREADY;
 use super::header::file_name;
 use super::output::{AtomicFile, check_target};
+use super::space::{self, Need};
 use crate::error::{Error, Result};
 use crate::format::retype::{KeptTypes, retype};
 use crate::format::schema::Part;
-use crate::format::{LittleBitFile, container, lossy};
-use crate::gguf::{GgmlType, TensorInfo, Writer};
+use crate::format::{LittleBitFile, MatrixEntry, container, lossy};
+use crate::gguf::encode::fitting;
+use crate::gguf::{GgmlType, TensorDesc, TensorInfo, Writer};
 use crate::source::{Compressed, Origin};
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -71,6 +73,8 @@ pub(super) fn write(
     force: bool,
     progress: &mut dyn FnMut(&str),
 ) -> Result<u64> {
+    let bytes = output_bytes(file, form);
+    space::check(&[Need { path: target, bytes, what: "the output" }])?;
     let out = AtomicFile::create(target, force)?;
     let w = match form {
         Form::Gguf => gguf(file, out.writer()?, progress),
@@ -86,6 +90,16 @@ pub(super) fn write(
     }
     out.commit(w)?;
     Ok(std::fs::metadata(target).map_err(|e| Error::io(target, "stat", e))?.len())
+}
+
+/// Bytes of the tensors of `file` in another form.
+fn output_bytes(file: &LittleBitFile, form: Form) -> u64 {
+    let Form::Lossy(ty) = form else { return file.gguf.tensors.iter().map(|t| t.nbytes).sum() };
+    let rebuilt = |(d, m): (TensorDesc, Option<&MatrixEntry>)| match m {
+        Some(_) => fitting(ty, d.dims[0]).tensor_bytes(&d.dims).unwrap_or(0),
+        None => d.nbytes().unwrap_or(0),
+    };
+    file.weights().map(rebuilt).sum()
 }
 
 /// Copies `file` tensor by tensor.

@@ -2,6 +2,7 @@
 
 use crate::plan::Plan;
 use crate::tune::BlockOutcome;
+use crate::verify::{Coherence, Gates};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -102,6 +103,8 @@ pub struct Sample {
     pub prompt: String,
     /// The most likely continuation.
     pub continuation: String,
+    /// The source's.
+    pub source: String,
 }
 
 /// Comparison with the source on one text.
@@ -119,6 +122,13 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
+    /// A sentence for every gate that was not passed, by text and by what the result writes.
+    pub(super) fn failures(gates: &Gates, all: &[Evaluation], coherence: Option<&Coherence>) -> Vec<String> {
+        let on_text = |e: &Evaluation| gates.failures(&super::header::file_name(&e.text), &e.comparison);
+        let incoherence = coherence.map(|c| gates.incoherence(c)).unwrap_or_default();
+        all.iter().flat_map(on_text).chain(incoherence).collect()
+    }
+
     /// Name of the text, perplexity, the source's, divergence, share of equal top tokens.
     pub(super) fn figures(&self) -> (String, [f64; 4]) {
         let c = &self.comparison;
@@ -163,6 +173,8 @@ pub struct Report {
     pub generated_windows: usize,
     /// Comparison with the source on every text that was asked for.
     pub evaluations: Vec<Evaluation>,
+    /// What the result writes, beside its source's text, if that was asked for.
+    pub coherence: Option<Coherence>,
     /// Gates that the result did not pass; if there are any, `output` has the name of a rejected file.
     pub failures: Vec<String>,
     /// Bits per factorized weight, from the bytes written.

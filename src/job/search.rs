@@ -5,11 +5,11 @@
 
 use super::convert::{Options, convert, rejected};
 use super::fingerprint::fingerprint;
-use super::header::{file_name, method_text};
+use super::header::method_text;
 use super::journal::Journal;
 use super::layout::Budget;
 use super::output::{AtomicFile, check_target};
-use super::report::{Event, Report};
+use super::report::{Evaluation, Event, Report};
 use super::tuned::Calibration;
 use crate::error::{Error, Result};
 use crate::plan::Target;
@@ -86,11 +86,10 @@ pub fn smallest(
     range: Range,
     mut progress: impl FnMut(Event),
 ) -> Result<Report> {
-    let Some(calibration) =
-        options.calibration.as_ref().filter(|c| options.gates.any() && !c.evaluation.is_empty())
-    else {
+    let Some(calibration) = options.calibration.as_ref().filter(|_| options.gates.any()) else {
         return Err(Error::usage(
-            "--auto-bpw needs what to search for: --eval TEXT and --max-ppl-ratio, --max-kld or --min-same-top",
+            "--auto-bpw needs what to search for: --eval TEXT with --max-ppl-ratio, --max-kld or --min-same-top, or \
+             --max-repetition, --max-entropy-change or --max-surprise",
         ));
     };
     for path in [target, &rejected(target)] {
@@ -186,8 +185,7 @@ fn parse(json: &str, work: &Path) -> Result<Report> {
 }
 
 fn failures(report: &Report, options: &Options) -> Vec<String> {
-    let of = |e: &super::report::Evaluation| options.gates.failures(&file_name(&e.text), &e.comparison);
-    report.evaluations.iter().flat_map(of).collect()
+    Evaluation::failures(&options.gates, &report.evaluations, report.coherence.as_ref())
 }
 
 /// Copies a trial to its place, which may be on another disk.

@@ -19,6 +19,9 @@ use std::time::Instant;
 /// Values that one task encodes, whole blocks of every type.
 const PIECE: usize = 1 << 16;
 
+/// Values of a kept tensor that are in memory at once, as far as whole rows allow.
+const AT_ONCE: usize = 1 << 24;
+
 /// What a worker hands to the writer.
 pub(super) enum Done {
     Factorized { parts: Vec<(String, Vec<u8>)>, report: MatrixReport },
@@ -32,7 +35,19 @@ pub(super) fn keep(source: &dyn TensorSource, i: usize, ty: GgmlType) -> Result<
         source.read_raw(i, &mut bytes)?;
         return Ok(bytes);
     }
-    encoded(ty, &source.read_f32(i)?)
+    let t = &source.tensors()[i];
+    if t.dims.len() != 2 {
+        return encoded(ty, &source.read_f32(i)?);
+    }
+    // In pieces: embeddings as floats can be several times the largest matrix that is factorized.
+    let (width, height) = (t.dims[0] as usize, t.dims[1] as usize);
+    let piece = (AT_ONCE / width).max(1);
+    let mut bytes = Vec::with_capacity(ty.tensor_bytes(&t.dims).unwrap_or(0) as usize);
+    for first in (0..height).step_by(piece) {
+        let rows = piece.min(height - first);
+        bytes.extend(encoded(ty, &source.read_rows(i, first, rows)?)?);
+    }
+    Ok(bytes)
 }
 
 /// [`encode`] on all threads.

@@ -4,16 +4,18 @@
 use crate::calibrate::moments::Shares;
 use crate::calibrate::sensitivity::{self, Sensitivity};
 use crate::calibrate::text::{self, Mixture};
-use crate::decoder::{self, Config, Model, Weight};
-use crate::error::{Error, Result};
+use crate::decoder::{self, Model, Weight};
+use crate::error::Result;
 use crate::factorize;
 use crate::job::convert::Options;
 pub use crate::job::effort::Effort;
+use crate::job::evaluation::{EVALUATION_WINDOWS, check_embeddings, evaluation_windows, vocabulary};
 use crate::job::generated;
 use crate::job::header::{Action, file_name};
 use crate::job::journal::{Fingerprint, Journal};
+use crate::job::limits::{self, Portions};
 use crate::job::output;
-use crate::job::report::{Evaluation, Event, Sample};
+use crate::job::report::{Evaluation, Event};
 use crate::job::sequential::{Made, Sequential, Stage};
 use crate::job::statistics::{self, Measured};
 use crate::job::stored::Stored;
@@ -21,24 +23,17 @@ use crate::plan::{MatrixSpec, Plan};
 use crate::source::TensorSource;
 use crate::tokenize::Tokenizer;
 use crate::tune::{Absorption, BlockSettings, Checkpoint, Distillation, Length, Settings, Teacher};
-use crate::verify;
+use crate::verify::Coherence;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// Tokens of a window, for statistics, training and evaluation.
 pub const WINDOW: usize = 512;
-/// Windows that one text is evaluated on at most.
-pub const EVALUATION_WINDOWS: usize = 32;
-
 /// Rounds of polish by default; more gain little.
 pub const POLISH_ROUNDS: usize = 2;
-/// Tokens of the prompt of a sample, and of its continuation.
-const SAMPLE: (usize, usize) = (24, 40);
 /// Windows that a run with a time budget may use.
 const TIMED_WINDOWS: usize = 1024;
-/// Bytes that the activations kept for moments may take.
-const MOMENT_MEMORY: usize = 6 << 30;
 /// Windows of text with which an effort tunes blocks.
 const LEAST_BLOCK_WINDOWS: usize = 64;
 /// Record of the sensitivities.
@@ -46,7 +41,7 @@ const SENSITIVITY: &str = "sensitivity";
 /// Record of the distillation's state.
 const CHECKPOINT: &str = "distil";
 /// Time between two of them at least, and as a multiple of the time that one takes.
-const CHECKPOINT_EVERY: (Duration, u32) = (Duration::from_secs(5), 50);
+const CHECKPOINT_EVERY: (Duration, u32) = (Duration::from_millis(500), 50);
 
 /// What a calibrated conversion needs.
 #[derive(Clone, Debug)]
@@ -75,12 +70,38 @@ pub struct Calibration {
     pub statistics: Option<PathBuf>,
     /// Texts to compare source and result on.
     pub evaluation: Vec<PathBuf>,
+    /// Whether to compare what both write even without such texts.
+    pub coherence: bool,
 }
 
 impl Calibration {
     /// Windows that the source writes.
     pub(super) fn generated(&self) -> usize {
         self.generated.unwrap_or(self.effort.amounts().generated)
+    }
+
+    /// Distillation steps, and windows that the run uses if there are so many.
+    fn windows(&self) -> (usize, usize) {
+        let amounts = self.effort.amounts();
+        let steps = self.steps.unwrap_or(amounts.steps);
+        let windows = match self.time_budget {
+            Some(_) => TIMED_WINDOWS,
+            None => steps * Settings::default().batch + amounts.moments,
+        };
+        (steps, windows)
+    }
+
+    /// Bytes of the work folder beside the factors, which take `factors` bytes: those of tuned blocks, the source's rows, the
+    /// state of the distillation.
+    ///
+    /// # Errors
+    /// An architecture that has no forward pass here.
+    pub(super) fn work_bytes(&self, source: &dyn TensorSource, factors: u64) -> Result<u64> {
+        let d = decoder::Loader::new(source)?.config().d_model;
+        let texts = EVALUATION_WINDOWS * self.evaluation.len();
+        let rows = (WINDOW * d * (2 * self.windows().1 + 4 * texts)) as u64;
+        // Scales are a small part of the factors; a new state is written beside the old one.
+        Ok(factors + rows + factors / 4)
     }
 
     /// Names of the texts.
@@ -101,31 +122,35 @@ pub(super) struct Prepared {
     pub tokens: u64,
     /// Comparison with the source for each text.
     pub evaluations: Vec<Evaluation>,
+    /// And of what both write.
+    pub coherence: Option<Coherence>,
 }
 
 /// A calibrated conversion whose texts are read.
 pub(super) struct Calibrated<'a> {
     source: &'a dyn TensorSource,
-    options: &'a Options,
-    calibration: &'a Calibration,
+    pub(super) options: &'a Options,
+    pub(super) calibration: &'a Calibration,
     journal: &'a Journal,
+    portions: Portions,
     started: Instant,
-    tokenizer: Tokenizer,
+    pub(super) tokenizer: Tokenizer,
     /// Sensitivities of the file of statistics.
     kept: Option<Vec<Sensitivity>>,
     /// Windows that the source has written.
     generated: Vec<Vec<u32>>,
     text: Mixture,
     /// Windows of every evaluation text.
-    texts: Vec<Vec<Vec<u32>>>,
+    pub(super) texts: Vec<Vec<Vec<u32>>>,
 }
 
 impl<'a> Calibrated<'a> {
-    /// Reads and tokenizes the texts.
+    /// Reads and tokenizes the texts; the result will have about `bpw` bits per weight.
     pub fn new(
         source: &'a dyn TensorSource,
         options: &'a Options,
         calibration: &'a Calibration,
+        bpw: f64,
         journal: &'a Journal,
         progress: &mut dyn FnMut(Event),
     ) -> Result<Self> {
@@ -137,16 +162,49 @@ impl<'a> Calibrated<'a> {
             None => None,
         };
         let count = calibration.generated();
+        let texts = evaluation_windows(&calibration.evaluation, &tokenizer)?;
+        let written = if measured.is_some() { 0 } else { count };
+        let read = files.iter().map(Vec::len).sum::<usize>() + count;
+        let scored = texts.iter().map(Vec::len).sum::<usize>();
+        let coherence = calibration.coherence || scored > 0;
+        let passes = calibration.passes.unwrap_or(calibration.effort.amounts().passes);
+        let loader = decoder::Loader::new(source)?;
+        let amounts = limits::Amounts {
+            config: loader.config(),
+            vocabulary: vocabulary(source),
+            bpw,
+            generated: written,
+            sensitivity: if measured.is_some() { 0 } else { calibration.effort.amounts().sensitivity },
+            all: read.min(calibration.windows().1) + scored,
+            tuned: passes + calibration.absorb_passes > 0,
+            coherence,
+            threads: options.threads,
+        };
+        let portions = limits::portions(&amounts, source, options.max_memory)?;
         let (kept, generated) = match measured {
             Some(measured) => (Some(measured.sensitivities), measured.generated),
             None if count == 0 => (None, Vec::new()),
-            None => (None, generated::windows(source, &tokenizer, count, options.seed, journal, progress)?),
+            None => {
+                let of = generated::Text { count, seed: options.seed, memory: portions.caches as usize };
+                (None, generated::windows(source, &tokenizer, &of, journal, progress)?)
+            }
         };
         files.extend((count > 0).then(|| generated.clone()));
         let text = Mixture::new(files);
-        let texts = evaluation_windows(&calibration.evaluation, &tokenizer)?;
         check_embeddings(source, text.windows.iter().chain(texts.iter().flatten()))?;
-        Ok(Self { source, options, calibration, journal, started, tokenizer, kept, generated, text, texts })
+        Ok(Self {
+            source,
+            options,
+            calibration,
+            journal,
+            portions,
+            started,
+            tokenizer,
+            kept,
+            generated,
+            text,
+            texts,
+        })
     }
 
     /// What the loss feels of errors in each weight, by name: from the journal, from the file of statistics, or measured.
@@ -196,18 +254,15 @@ impl<'a> Calibrated<'a> {
         let (calibration, amounts) = (self.calibration, self.calibration.effort.amounts());
         let mut job = self.options.clone();
         job.iterations = self.options.iterations.or(Some(amounts.iterations));
-        let steps = calibration.steps.unwrap_or(amounts.steps);
-        let used = match calibration.time_budget {
-            Some(_) => TIMED_WINDOWS,
-            None => steps * Settings::default().batch + amounts.moments,
-        };
+        let (steps, used) = calibration.windows();
         let mut text = self.text.clone();
         text.truncate(used);
         let loader = decoder::Loader::new(self.source)?;
         // Little text is learned by heart: then blocks are tuned on demand only.
         let enough = text.windows.len() >= LEAST_BLOCK_WINDOWS;
         let passes = calibration.passes.unwrap_or(if enough { amounts.passes } else { 0 });
-        let most = most_for_moments(loader.config(), passes + calibration.absorb_passes > 0);
+        let tuned = passes + calibration.absorb_passes > 0;
+        let most = limits::windows_for_moments(loader.config(), tuned, self.portions.moments);
         let statistics = amounts.moments.min(text.windows.len()).min(most);
         // Distillation begins with others: those that blocks were fitted to say least about what is still wrong.
         text.begin_after(statistics);
@@ -247,61 +302,15 @@ impl<'a> Calibrated<'a> {
         };
         distil(&mut model, &source, &teacher, &text, length, self.journal, progress)?;
         let norms = store(&mut model, &mut made)?;
-        let mut evaluations = Vec::new();
-        let mut at = 0;
-        for (file, windows) in calibration.evaluation.iter().zip(&self.texts) {
-            let windows: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
-            let rows = &rows[at..at + windows.len()];
-            at += windows.len();
-            let comparison = verify::compare(&source, rows, &model, &windows, |done| {
-                progress(Event::Stage { name: "evaluate", done, total: windows.len(), value: None });
-            });
-            let prompt = &windows[0][..SAMPLE.0];
-            let sample = Sample {
-                prompt: self.tokenizer.decode(prompt),
-                continuation: self.tokenizer.decode(&verify::greedy(&model, prompt, SAMPLE.1)),
-            };
-            evaluations.push(Evaluation { text: file.clone(), windows: windows.len(), sample, comparison });
-        }
+        let (evaluations, coherence) = self.compare(&stage.loader, [&source, &model], &rows, progress)?;
         let tokens = (training.len() * WINDOW) as u64;
-        Ok(Prepared { made, norms, tokens, evaluations })
-    }
-}
-
-/// The windows of every text that models are compared on.
-pub(super) fn evaluation_windows(texts: &[PathBuf], tokenizer: &Tokenizer) -> Result<Vec<Vec<Vec<u32>>>> {
-    let mut windows = text::windows_of(texts, tokenizer, WINDOW)?;
-    windows.iter_mut().for_each(|t| t.truncate(EVALUATION_WINDOWS));
-    Ok(windows)
-}
-
-/// Refuses tokens that `source` has no embedding for.
-pub(super) fn check_embeddings<'a>(
-    source: &dyn TensorSource,
-    windows: impl Iterator<Item = &'a Vec<u32>>,
-) -> Result<()> {
-    let rows = source.tensors().iter().find(|t| t.name == "token_embd.weight").map(|t| t.dims[1]);
-    match windows.flatten().find(|&&t| rows.is_some_and(|rows| u64::from(t) >= rows)) {
-        Some(t) => {
-            let what = format!("token {t} of the tokenizer has no embedding");
-            Err(Error::unsupported(source.path(), what))
-        }
-        None => Ok(()),
+        Ok(Prepared { made, norms, tokens, evaluations, coherence })
     }
 }
 
 /// What the statistics of the run depend on.
 fn statistics_fingerprint(calibration: &Calibration, journal: &Journal) -> Fingerprint {
     statistics::fingerprint(journal.fingerprint(), calibration.effort.amounts().sensitivity)
-}
-
-/// Windows whose activations, kept while a block is factorized, fit into [`MOMENT_MEMORY`]: the inputs of all sites and
-/// the residual stream at two places in two bytes, and residual stream, middle and one input in four, the block's input once more if it is `tuned`.
-fn most_for_moments(c: &Config, tuned: bool) -> usize {
-    let (d, heads) = (c.d_model, c.heads * c.d_value);
-    let streams = if tuned { 3 } else { 2 };
-    let token = 2 * (4 * d + heads + c.d_ff) + 4 * (streams * d + c.d_ff.max(heads));
-    (MOMENT_MEMORY / (token * WINDOW)).max(16)
 }
 
 /// Distils the source's predictions into `model`, from the journal's checkpoint if there is one.

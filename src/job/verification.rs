@@ -1,7 +1,8 @@
 //! A finished file against the model it was made from.
 
+use super::evaluation::{check_embeddings, evaluation_windows};
 use super::pool;
-use super::tuned::{WINDOW, check_embeddings, evaluation_windows};
+use super::tuned::WINDOW;
 use crate::decoder::{Loader, Model};
 use crate::error::Result;
 use crate::factorize::relative_error;
@@ -10,7 +11,7 @@ use crate::format::schema::{base_name, key};
 use crate::gguf::Value;
 use crate::source::{Rebuilt, TensorSource};
 use crate::tokenize::Tokenizer;
-use crate::verify::{self, Comparison};
+use crate::verify::{self, Coherence, Comparison};
 use rayon::prelude::*;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -31,10 +32,12 @@ pub struct Verification {
     pub changed: Vec<(String, f64)>,
     /// Comparison on texts.
     pub evaluations: Vec<(PathBuf, Comparison)>,
+    /// What the file's model writes, beside its source's text, if that was asked for.
+    pub coherence: Option<Coherence>,
 }
 
-/// Compares every tensor of `file` with `source`, and both models on `texts`, on `threads` threads. `progress` hears of
-/// stages.
+/// Compares every tensor of `file` with `source`, and both models on `texts`, on `threads` threads; with texts or
+/// `coherence` also what both write. `progress` hears of stages.
 ///
 /// # Errors
 /// Files that cannot be read, factors that are not sound; texts, if the architecture has no forward pass here.
@@ -42,16 +45,18 @@ pub fn verify_against(
     file: LittleBitFile,
     source: &dyn TensorSource,
     texts: &[PathBuf],
+    coherence: bool,
     threads: usize,
     progress: impl FnMut(&'static str, usize, usize) + Send,
 ) -> Result<Verification> {
-    pool::start(threads)?.install(|| compare(file, source, texts, progress))
+    pool::start(threads)?.install(|| compare(file, source, texts, coherence, progress))
 }
 
 fn compare(
     file: LittleBitFile,
     source: &dyn TensorSource,
     texts: &[PathBuf],
+    coherence: bool,
     mut progress: impl FnMut(&'static str, usize, usize),
 ) -> Result<Verification> {
     let recorded = file.gguf.get(key::SOURCE_SHA256).and_then(Value::as_str).unwrap_or("").to_owned();
@@ -63,6 +68,7 @@ fn compare(
         matrices: Vec::new(),
         changed: Vec::new(),
         evaluations: Vec::new(),
+        coherence: None,
     };
     let total = source.tensors().len();
     for (i, t) in source.tensors().iter().enumerate() {
@@ -110,7 +116,31 @@ fn compare(
     if !texts.is_empty() && out.faults.is_empty() {
         out.evaluations = evaluate(source, &rebuilt, texts, &mut progress)?;
     }
+    if (coherence || !texts.is_empty()) && out.faults.is_empty() {
+        out.coherence = Some(written(source, &rebuilt, &mut progress)?);
+    }
     Ok(out)
+}
+
+/// What both models write, of which only one is in memory.
+fn written(
+    source: &dyn TensorSource,
+    rebuilt: &Rebuilt,
+    progress: &mut dyn FnMut(&'static str, usize, usize),
+) -> Result<Coherence> {
+    let tokenizer = Tokenizer::from_kv(source.path(), source.kv())?;
+    let task = verify::Task::new(&tokenizer, &[], 0);
+    let mut write = |model: &Model, before: usize| {
+        task.write(model, |done| progress("continuations", before + done, 2 * task.len()))
+    };
+    let whole = |of: &dyn TensorSource| {
+        let loader = Loader::new(of)?;
+        loader.coarse(&loader.frame()?)
+    };
+    let by_model = write(&whole(rebuilt)?, 0);
+    let source = whole(source)?;
+    let by_source = write(&source, task.len());
+    Ok(task.compare(&source, &by_source, &by_model, &tokenizer))
 }
 
 /// Both models on the first windows of every text, block by block, so that only one block of each is in memory.

@@ -1,6 +1,8 @@
 //! The report as the README.md of a model on the Hugging Face Hub.
 
-use super::{FIGURES, calibration, figures, file_name, grouped, size, untuned};
+use super::{
+    FIGURES, WRITING, about_writing, calibration, figures, file_name, grouped, size, untuned, writing,
+};
 use crate::job::Report;
 
 /// How files of one form are told apart from others, and used.
@@ -49,6 +51,7 @@ pub fn model_card(report: &Report) -> String {
     out += "|---|---|\n";
     out += &sizes.map(|(what, value)| row([what.to_owned(), value])).concat();
     out += &format!("\n## Compared with the source\n\n{}\n", evaluations(report));
+    out += &writing_section(report);
     out += &format!("## Use\n\n{}\n", form.use_it);
     out += &format!("## How it was made\n\n{}", making(report));
     out
@@ -104,6 +107,28 @@ fn evaluations(report: &Report) -> String {
     }
     out + "\nKLD is the divergence from the source in nats; \"same top\" is how often both hold the same token most likely. \
            ± is one standard error.\n"
+}
+
+/// Repetition and entropy of what both models write, and how both go on with the texts compared on.
+fn writing_section(report: &Report) -> String {
+    let Some(c) = &report.coherence else { return String::new() };
+    let mut out = format!("### Text that it writes\n\n{}\n\n", inline(&about_writing(c)));
+    out += &row(["model"].into_iter().chain(WRITING).map(str::to_owned));
+    out += &format!("|---{}|\n", "|---:".repeat(WRITING.len()));
+    for (name, w) in [("this model", &c.model), ("its source", &c.source)] {
+        out += &row([name.to_owned()].into_iter().chain(writing(w).map(|(shown, _)| shown)));
+    }
+    out += "\n";
+    for e in &report.evaluations {
+        out += &format!(
+            "- {}: given \"{}\", it goes on \"{}\", its source \"{}\"\n",
+            inline(&file_name(&e.text)),
+            inline(&e.sample.prompt),
+            inline(&e.sample.continuation),
+            inline(&e.sample.source)
+        );
+    }
+    if report.evaluations.is_empty() { out } else { out + "\n" }
 }
 
 fn making(report: &Report) -> String {
@@ -183,6 +208,8 @@ mod tests {
             "| bits per factorized weight | 0.9998 |",
             "| bits per weight, whole file | 2.5912 |",
             "| a\\|b.txt | 25.500 ± 0.500 | 10.000 ± 0.250 | 2.550 | 0.9877 ± 0.0123 | 0.4321 | 7.654 | 56.78 ± 0.55 | 8,160 |",
+            "| this model | 43.2 | 1.2 | 87.6 | 3.333 | 5.556 |",
+            "it goes on \"\\</td\\>",
             "llama-completion -m base-LB1.0.gguf -p",
             "`scripts/llama`",
             "- source: base-f16.gguf\n",
@@ -205,7 +232,7 @@ mod tests {
             .filter(|part| part.starts_with('|'))
             .map(|part| part.lines().map(bars).collect())
             .collect();
-        assert_eq!(tables, [vec![3; 8], vec![10; 3]]);
+        assert_eq!(tables, [vec![3; 8], vec![10; 3], vec![7; 4]]);
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! The report as one HTML page that needs nothing but itself.
 
 use super::{
-    FIGURES, calibration, duration, escape, figures, file_name, grouped, plot::over_blocks, size, untuned,
+    FIGURES, WRITING, about_writing, calibration, duration, escape, figures, file_name, grouped,
+    plot::over_blocks, size, untuned, writing,
 };
 use crate::job::Report;
 use crate::job::report::{Evaluation, KeptReport, MatrixReport, StageReport};
+use crate::verify::Writing;
 
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
@@ -18,6 +20,7 @@ pub fn html(report: &Report) -> String {
         banners(report),
         cards(report),
         section("Compared with the source", &evaluations(report)),
+        section("Text that it writes", &writing_table(report)),
         section("Samples", &samples(report)),
         section("By block", &plots(report)),
         section("Factorized matrices", &matrices(&report.matrices)),
@@ -101,17 +104,48 @@ fn evaluations(report: &Report) -> String {
     table("Comparison with the source", &[&["text"][..], &FIGURES].concat(), &rows)
 }
 
+/// Repetition and entropy of what both models write.
+fn writing_table(report: &Report) -> String {
+    let Some(c) = &report.coherence else { return String::new() };
+    let row = |name: &str, w: &Writing| -> Vec<Cell> {
+        let numbers = writing(w).map(|(shown, value)| Cell::Number(shown, value));
+        [Cell::Text(name.to_owned())].into_iter().chain(numbers).collect()
+    };
+    let rows = [row("this model", &c.model), row("its source", &c.source)];
+    let table = table("Text that both models write", &[&["model"][..], &WRITING].concat(), &rows);
+    format!("<p>{}</p>\n{table}", about_writing(c))
+}
+
+/// Both models' continuations of the texts compared on, and of the fixed beginnings.
 fn samples(report: &Report) -> String {
-    let sample = |e: &Evaluation| {
+    let pair = |labels: [&str; 2], ours: &str, theirs: &str| {
         format!(
-            "<h3>{}</h3>\n<p class=\"label\">Given</p>\n<blockquote>{}</blockquote>\n\
-             <p class=\"label\">This model goes on</p>\n<blockquote>{}</blockquote>\n",
-            escape(&file_name(&e.text)),
-            escape(&e.sample.prompt),
-            escape(&e.sample.continuation)
+            "<div class=\"pair\">\n<div>\n<p class=\"label\">{}</p>\n<blockquote>{}</blockquote>\n</div>\n\
+             <div>\n<p class=\"label\">{}</p>\n<blockquote>{}</blockquote>\n</div>\n</div>\n",
+            labels[0],
+            escape(ours),
+            labels[1],
+            escape(theirs)
         )
     };
-    report.evaluations.iter().map(sample).collect()
+    let given = |prompt: &str| {
+        format!("<p class=\"label\">Given</p>\n<blockquote class=\"given\">{}</blockquote>\n", escape(prompt))
+    };
+    let likely = ["This model goes on, most likely tokens", "Its source"];
+    let mut out = String::new();
+    for e in &report.evaluations {
+        out += &format!("<h3>{}</h3>\n{}", escape(&file_name(&e.text)), given(&e.sample.prompt));
+        out += &pair(likely, &e.sample.continuation, &e.sample.source);
+    }
+    for (i, c) in report.coherence.iter().flat_map(|c| &c.continuations).enumerate() {
+        // One shows what is in the others.
+        let open = if i == 0 { " open" } else { "" };
+        out += &format!("<details{open}>\n<summary>{}</summary>\n{}", escape(&c.kind), given(&c.prompt));
+        out += &pair(likely, &c.likely, &c.source_likely);
+        out += &pair(["This model, drawn tokens", "Its source"], &c.drawn, &c.source_drawn);
+        out += "</details>\n";
+    }
+    out
 }
 
 fn plots(report: &Report) -> String {
@@ -253,6 +287,9 @@ mod tests {
             ">108.0 KiB</td>",
             ">q6_K</td>",
             ">700.0</td>",
+            ">43.2</td>",
+            ">5.556</td>",
+            ">87.6</td>",
         ] {
             assert!(page.contains(figure), "{figure}");
         }
@@ -271,8 +308,8 @@ mod tests {
     #[test]
     fn tags_are_balanced() {
         let page = html(&example());
-        let four_tables = tags(&page, "table")[0] == 4 && tags(&page, "figure")[0] == 2;
-        assert!(four_tables && tags(&page, "tr")[0] == 4 + 1 + 4 + 1 + 2, "{page}");
+        let five_tables = tags(&page, "table")[0] == 5 && tags(&page, "figure")[0] == 2;
+        assert!(five_tables && tags(&page, "tr")[0] == 5 + 1 + 2 + 4 + 1 + 2, "{page}");
         for tag in [
             "html",
             "head",
@@ -297,6 +334,8 @@ mod tests {
             "ul",
             "li",
             "figure",
+            "details",
+            "summary",
             "blockquote",
             "p",
         ] {

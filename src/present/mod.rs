@@ -12,6 +12,7 @@ pub use html::html;
 
 use crate::job::report::Evaluation;
 use crate::job::{Report, file_name};
+use crate::verify::{Coherence, Writing};
 
 /// `bytes` as a person reads it.
 pub fn size(bytes: u64) -> String {
@@ -95,6 +96,35 @@ fn figures(e: &Evaluation) -> [(String, f64); 8] {
     ]
 }
 
+/// What [`writing`] are, in order.
+const WRITING: [&str; 5] =
+    ["repeated, most likely %", "repeated, drawn %", "distinct pairs %", "entropy", "surprise to the source"];
+
+/// What is said of [`WRITING`].
+fn about_writing(c: &Coherence) -> String {
+    format!(
+        "Both models went on with {} fixed beginnings by {} tokens. Repeated is the share of runs of four tokens that stood in \
+         the same text before, once with the most likely tokens and once with drawn ones; distinct is the share of different \
+         pairs of tokens among all, drawn. Entropy is that of a model's own predictions and surprise how unlikely the source \
+         finds what was drawn, both in nats a token.",
+        c.continuations.len(),
+        c.tokens
+    )
+}
+
+/// Figures of what a model has written: each as it is shown and as a number.
+fn writing(w: &Writing) -> [(String, f64); WRITING.len()] {
+    let percent = |share: f64| (format!("{:.1}", 100.0 * share), share);
+    let nats = |x: f64| (format!("{x:.3}"), x);
+    [
+        percent(w.repeated_likely),
+        percent(w.repeated_drawn),
+        percent(w.distinct),
+        nats(w.entropy),
+        nats(w.surprise),
+    ]
+}
+
 /// What a reader must know of a result that no text has tuned.
 fn untuned(report: &Report) -> Option<String> {
     (!report.calibrated()).then(|| {
@@ -120,7 +150,7 @@ fn calibration(report: &Report) -> String {
 mod tests {
     use super::*;
     use crate::job::report::{KeptReport, MatrixReport, Sample, StageReport};
-    use crate::verify::{Comparison, Estimate};
+    use crate::verify::{Comparison, Continuation, Estimate};
 
     /// A matrix of the example.
     pub(super) fn matrix(name: &str, error: f64) -> MatrixReport {
@@ -139,6 +169,30 @@ mod tests {
         }
     }
 
+    /// What a model and its source wrote.
+    fn coherence() -> Coherence {
+        let writing = |repeated_likely, entropy, surprise| Writing {
+            repeated_likely,
+            repeated_drawn: 0.0123,
+            distinct: 0.8765,
+            entropy,
+            surprise,
+        };
+        Coherence {
+            tokens: 64,
+            model: writing(0.4321, 3.3333, 5.5555),
+            source: writing(0.2109, 3.1111, 3.2222),
+            continuations: vec![Continuation {
+                kind: "story".to_owned(),
+                prompt: "Once <upon>".to_owned(),
+                likely: "a & time".to_owned(),
+                source_likely: "a_time".to_owned(),
+                drawn: "many | moons".to_owned(),
+                source_drawn: "there *was*".to_owned(),
+            }],
+        }
+    }
+
     /// A report in which every list has entries, with characters that mean something in HTML and Markdown.
     pub(super) fn example() -> Report {
         let estimate = |value, error| Estimate { value, error };
@@ -154,6 +208,7 @@ mod tests {
         let sample = Sample {
             prompt: "if a < b && c > d {\n    it's".to_owned(),
             continuation: "</td><b>\"bold\"</b>".to_owned(),
+            source: "the source's <text>".to_owned(),
         };
         Report {
             tool: "littlebit-convert 0.1.0".to_owned(),
@@ -172,6 +227,7 @@ mod tests {
                 sample,
                 comparison,
             }],
+            coherence: Some(coherence()),
             failures: Vec::new(),
             bpw: 0.9998,
             bpw_file: 2.5912,
@@ -204,6 +260,7 @@ mod tests {
     pub(super) fn empty() -> Report {
         Report {
             evaluations: Vec::new(),
+            coherence: None,
             matrices: Vec::new(),
             kept: Vec::new(),
             stages: Vec::new(),

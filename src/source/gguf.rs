@@ -1,8 +1,8 @@
 //! GGUF files, whole or split by llama-gguf-split.
 
-use super::{SourceTensor, TensorSource, check_finite, describe, digest};
+use super::{SourceTensor, TensorSource, check_finite, check_finite_from, describe, digest};
 use crate::error::{Error, Result};
-use crate::gguf::{Gguf, Value};
+use crate::gguf::{Gguf, Value, dequantize};
 use std::path::{Path, PathBuf};
 
 /// Largest shard number that a name of five digits can carry.
@@ -86,7 +86,10 @@ fn open_shard(first: &Path, path: &Path, position: usize) -> Result<Gguf> {
     let shard = Gguf::open(path)?;
     let no = shard.get("split.no").and_then(Value::as_u64);
     if no != Some(position as u64) {
-        return Err(Error::unsupported(path, format!("split.no is {no:?}, its name says {position}")));
+        return Err(Error::unsupported(
+            path,
+            format!("split.no is {no:?}, its name says {position}; give every shard its own name back"),
+        ));
     }
     Ok(shard)
 }
@@ -118,6 +121,21 @@ impl TensorSource for GgufSource {
         let (shard, tensor) = (&self.shards[s], &self.shards[s].tensors[t]);
         let values = shard.read_f32(tensor)?;
         check_finite(&shard.path, &tensor.name, &values)?;
+        Ok(values)
+    }
+
+    fn read_rows(&self, i: usize, first: usize, rows: usize) -> Result<Vec<f32>> {
+        let (s, t) = self.places[i];
+        let (shard, tensor) = (&self.shards[s], &self.shards[s].tensors[t]);
+        let width = tensor.dims[0] as usize;
+        let fault = |what| Error::tensor(&shard.path, &tensor.name, what);
+        let row =
+            tensor.ty.row_bytes(tensor.dims[0]).ok_or_else(|| fault("rows do not fill blocks".to_owned()))?;
+        let mut bytes = Vec::new();
+        shard.read_range(tensor, first as u64 * row, rows as u64 * row, &mut bytes)?;
+        let mut values = vec![0.0; rows * width];
+        dequantize(tensor.ty, &bytes, &mut values).map_err(fault)?;
+        check_finite_from(&shard.path, &tensor.name, first * width, &values)?;
         Ok(values)
     }
 

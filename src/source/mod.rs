@@ -50,6 +50,16 @@ pub trait TensorSource: std::fmt::Debug + Send + Sync {
     /// Values of tensor `i`, dequantized. NaN and infinite values are refused by name and index.
     fn read_f32(&self, i: usize) -> Result<Vec<f32>>;
 
+    /// Values of so many rows of tensor `i`, from row `first` on, dequantized; sources that can read less than the whole
+    /// tensor.
+    fn read_rows(&self, i: usize, first: usize, rows: usize) -> Result<Vec<f32>> {
+        let width = self.tensors()[i].dims[0] as usize;
+        let mut values = self.read_f32(i)?;
+        values.drain(..first * width);
+        values.truncate(rows * width);
+        Ok(values)
+    }
+
     /// Files beside the weights that go with the model in the form in which it came: configuration, tokenizer.
     fn companions(&self) -> Vec<PathBuf> {
         Vec::new()
@@ -163,7 +173,16 @@ fn describe(path: &Path, kv: &[(String, Value)]) -> String {
 
 /// Refuses NaN and infinities, with the index of the first one.
 fn check_finite(path: &Path, tensor: &str, values: &[f32]) -> Result<()> {
+    check_finite_from(path, tensor, 0, values)
+}
+
+/// The same of values of which the first has the index `first` in its tensor.
+fn check_finite_from(path: &Path, tensor: &str, first: usize, values: &[f32]) -> Result<()> {
     let Some(i) = values.iter().position(|x| !x.is_finite()) else { return Ok(()) };
     let what = if values[i].is_nan() { "NaN" } else { "infinite" };
-    Err(Error::tensor(path, tensor, format!("value {i} is {what}; the model is damaged")))
+    let what = format!(
+        "value {} is {what}; the model is damaged: load it elsewhere, or download it again",
+        first + i
+    );
+    Err(Error::tensor(path, tensor, what))
 }

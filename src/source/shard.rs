@@ -1,7 +1,7 @@
 //! One safetensors file: its header checked by the safetensors crate, its data read at offsets and never mapped.
 
-use super::check_finite;
 use super::hf::json::fault;
+use super::{check_finite, check_finite_from};
 use crate::error::{Error, Result};
 use crate::gguf::{GgmlType, dequantize};
 use safetensors::Dtype;
@@ -107,6 +107,21 @@ impl Shard {
         let mut values = vec![0.0; t.shape.iter().product::<u64>() as usize];
         dequantize(ty, &bytes, &mut values).map_err(|e| Error::tensor(&self.path, &t.name, e))?;
         check_finite(&self.path, &t.name, &values)?;
+        Ok(values)
+    }
+
+    /// Values of `rows` rows of a matrix of floats from row `first` on, as [`Shard::read_f32`] gives them.
+    pub fn read_rows(&self, t: &Entry, first: u64, rows: u64) -> Result<Vec<f32>> {
+        let ty = t.float(&self.path)?;
+        let (height, width) = (t.shape[0], t.shape[1]);
+        assert!(first + rows <= height, "rows outside of the matrix");
+        let row = t.nbytes / height;
+        let part = Entry { offset: t.offset + first * row, nbytes: rows * row, ..t.clone() };
+        let mut bytes = Vec::new();
+        self.read(&part, &mut bytes)?;
+        let mut values = vec![0.0; (rows * width) as usize];
+        dequantize(ty, &bytes, &mut values).map_err(|e| Error::tensor(&self.path, &t.name, e))?;
+        check_finite_from(&self.path, &t.name, (first * width) as usize, &values)?;
         Ok(values)
     }
 

@@ -45,6 +45,8 @@ pub struct Tokenizer {
     user_defined: Vec<(String, u32)>,
     add_bos: Option<u32>,
     add_space: bool,
+    /// Control tokens and those that end a text.
+    silent: Vec<u32>,
     /// White space after user-defined tokens belongs to them (phi-3).
     strip_after: bool,
 }
@@ -78,7 +80,12 @@ impl Tokenizer {
             _ => None,
         };
         let vocabulary = strings(get("tokens"))
-            .ok_or_else(|| fault("key tokenizer.ggml.tokens is missing".into()))?
+            .ok_or_else(|| {
+                fault(
+                    "key tokenizer.ggml.tokens is missing; give statistics with --imatrix instead of texts"
+                        .into(),
+                )
+            })?
             .to_vec();
         let types = match get("token_type") {
             Some(Value::Array(Array::I32(t))) if t.len() == vocabulary.len() => t.clone(),
@@ -140,6 +147,9 @@ impl Tokenizer {
             ENDS.iter().any(|e| e.as_bytes() == t)
                 || named.iter().any(|k| get(k).and_then(Value::as_u64) == Some(i as u64))
         };
+        let silent = vocabulary.iter().zip(&types).enumerate();
+        let silent = silent.filter(|(i, (t, kind))| **kind == CONTROL || ends(*i, t));
+        let silent = silent.map(|(i, _)| i as u32).collect();
         let mut user_defined: Vec<(String, u32)> = vocabulary
             .iter()
             .zip(&types)
@@ -152,7 +162,7 @@ impl Tokenizer {
         let name = kv.iter().find(|(k, _)| k == "general.name").and_then(|(_, v)| v.as_str()).unwrap_or("");
         let name = name.to_lowercase();
         let strip_after = name.contains("phi-3") || name.contains("phi3");
-        Ok(Self { strip_after, vocabulary, types, kind, user_defined, add_bos, add_space })
+        Ok(Self { strip_after, vocabulary, types, kind, user_defined, add_bos, add_space, silent })
     }
 
     /// Tokens of `text`, without the one for its beginning. Control tokens spelt out in the text are text.
@@ -212,6 +222,11 @@ impl Tokenizer {
     /// The token that llama.cpp puts before a text of this model by default.
     pub fn add_bos(&self) -> Option<u32> {
         self.add_bos
+    }
+
+    /// Tokens that are no text: control tokens, those that end one.
+    pub fn silent(&self) -> &[u32] {
+        &self.silent
     }
 
     /// Number of tokens.

@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod checkpoint;
+pub mod kills;
 
 use littlebit::gguf::{GgmlType, TensorDesc, Value, Writer};
 use std::path::{Path, PathBuf};

@@ -36,7 +36,8 @@ pub fn open(path: &Path) -> Result<Compressed> {
     let source = HfSource::open_with(path, &mut modules)?;
     let modules = modules.0;
     if modules.is_empty() {
-        return Err(Error::unsupported(path, "no layer of this checkpoint is factorized"));
+        let what = "no layer of this checkpoint is factorized; if it is a model to compress, remove littlebit_config.json";
+        return Err(Error::unsupported(path, what));
     }
     let paths = modules.iter().map(|(_, m)| m.paths.len()).max().unwrap_or(1);
     let mut descriptors = Vec::new();

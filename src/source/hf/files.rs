@@ -25,7 +25,9 @@ pub(in crate::source) fn open(path: &Path) -> Result<(Vec<Shard>, PathBuf)> {
                 return Ok((open_file(&path.join(name))?, path.to_owned()));
             }
         }
-        let what = format!("no {SINGLE} and no {INDEX} in this directory; PyTorch .bin files are not read");
+        let what = format!(
+            "no {SINGLE} and no {INDEX} in this directory; give a folder with a checkpoint in safetensors (PyTorch .bin files are not read), or a GGUF file"
+        );
         return Err(Error::unsupported(path, what));
     }
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));

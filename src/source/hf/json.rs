@@ -18,7 +18,10 @@ impl Json {
     pub fn read(path: PathBuf) -> Result<Self> {
         let meta = std::fs::metadata(&path).map_err(|e| Error::io(&path, "open", e))?;
         if !meta.is_file() || meta.len() > MAX_BYTES {
-            return Err(Error::unsupported(&path, "not a regular file of a sensible size"));
+            return Err(Error::unsupported(
+                &path,
+                "not a regular file of a sensible size; fetch the checkpoint's own",
+            ));
         }
         let text = std::fs::read(&path).map_err(|e| Error::io(&path, "read", e))?;
         let root = serde_json::from_slice(&text).map_err(|e| fault(&path, 0, &text, &e))?;

@@ -206,6 +206,20 @@ impl TensorSource for HfSource {
         }
     }
 
+    fn read_rows(&self, i: usize, first: usize, rows: usize) -> Result<Vec<f32>> {
+        match &self.origins[i] {
+            // Neighbouring rows of the GGUF stand together in the checkpoint, too.
+            Origin::Stored { shard, entry, rotary_heads: None } if entry.shape.len() == 2 => {
+                self.shards[*shard].read_rows(entry, first as u64, rows as u64)
+            }
+            _ => {
+                let width = self.tensors[i].dims[0] as usize;
+                let values = self.read_f32(i)?;
+                Ok(values[first * width..(first + rows) * width].to_vec())
+            }
+        }
+    }
+
     fn companions(&self) -> Vec<PathBuf> {
         COMPANIONS.iter().map(|name| self.dir.join(name)).filter(|path| path.is_file()).collect()
     }
