@@ -188,7 +188,11 @@ impl Filler {
 }
 
 fn repeated(pool: &[u8], bytes: usize) -> Vec<u8> {
-    pool.iter().copied().cycle().take(bytes).collect()
+    let mut out = Vec::with_capacity(bytes);
+    while out.len() < bytes {
+        out.extend_from_slice(&pool[..pool.len().min(bytes - out.len())]);
+    }
+    out
 }
 
 /// One tensor of the file: a descriptor and what fills it.
