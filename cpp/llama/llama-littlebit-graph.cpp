@@ -6,8 +6,8 @@
 #include "llama-littlebit-proxy.h"
 #include "littlebit-node.h"
 
+#include <algorithm>
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -146,16 +146,16 @@ ggml_tensor * lb_stage_node(ggml_context * ctx, ggml_tensor * x, ggml_tensor * t
 static ggml_tensor * input_half(ggml_context * ctx, ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids, const lb_node & node) {
     ggml_tensor * V = w->src[0], * g = w->src[2], * l = w->src[3];
     const bool grouped = strncmp(V->name, w->name, strlen(w->name) - strlen("weight")) != 0;
-    char name[GGML_MAX_NAME];
-    snprintf(name, sizeof(name), "%s (V%d)", grouped ? V->name : w->name, (int) node.path);
+    std::string name = std::string(grouped ? V->name : w->name) + " (V" + std::to_string(node.path) + ")";
+    name.resize(std::min<size_t>(name.size(), GGML_MAX_NAME - 1)); // as ggml cuts it
     if (grouped && !ids) {
-        ggml_tensor * t = ggml_get_tensor(ctx, name);
-        if (t && t->op == GGML_OP_CUSTOM && t->src[0] == x) {
+        ggml_tensor * t = ggml_get_tensor(ctx, name.c_str());
+        if (t && lb_is_node(t) && t->src[0] == x && t->src[1] == V && lb_node_get(t).path == node.path) {
             return t;
         }
     }
     ggml_tensor * t = lb_stage_node(ctx, x, V, l, g, nullptr, ids, node);
-    ggml_set_name(t, name);
+    ggml_set_name(t, name.c_str());
     return t;
 }
 
