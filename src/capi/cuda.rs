@@ -1,7 +1,7 @@
 //! Half a product on an NVIDIA GPU, on the caller's stream.
 
 use super::guard::*;
-use super::stage::lb_stage;
+use super::stage::{given, lb_stage};
 use super::status::*;
 use crate::bits::tile_bytes;
 use crate::cuda::{Args, Failure, Module, work_bytes};
@@ -70,15 +70,8 @@ struct Shape {
 /// If `stage` is neither NULL nor misaligned, its `struct_size` is set; if that is right, the struct is.
 unsafe fn shape(stage: *const lb_stage, n: usize) -> Outcome<Shape> {
     let fault = |what: String| Err(Fault::new(LB_ERROR_INVALID_ARGUMENT, what));
-    pointer("stage", stage)?;
-    // SAFETY: not NULL, aligned, set by the caller's promise.
-    struct_size::<lb_stage>("lb_stage", unsafe { (&raw const (*stage).struct_size).read() })?;
-    // SAFETY: of this size by its struct_size.
-    let stage = unsafe { *stage };
-    if stage.reserved != 0 {
-        return fault("reserved of lb_stage must be 0".into());
-    }
-    let (rows, cols) = (size("rows", stage.rows)?, size("cols", stage.cols)?);
+    // SAFETY: the caller's promise is passed on.
+    let (stage, rows, cols) = unsafe { given(stage) }?;
     if rows == 0 || cols == 0 || rows > i32::MAX as usize || cols > MAX_COLS || n > i32::MAX as usize {
         return fault(format!("{rows} x {cols} signs and {n} columns: empty or too large"));
     }

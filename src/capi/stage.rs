@@ -74,12 +74,11 @@ pub unsafe extern "C" fn lb_matrix_stage(
     })
 }
 
-/// The Rust form of a caller's stage, checked.
+/// A caller's stage with its rows and columns; what its pointers lead to is not looked at.
 ///
 /// # Safety
-/// If `stage` is neither NULL nor misaligned, its `struct_size` is set; if that is right, the struct is, and
-/// what it points to is live and not written during `'a`.
-unsafe fn stage_of<'a>(stage: *const lb_stage) -> Outcome<Stage<'a>> {
+/// If `stage` is neither NULL nor misaligned, its `struct_size` is set; if that is right, the struct is.
+pub(super) unsafe fn given(stage: *const lb_stage) -> Outcome<(lb_stage, usize, usize)> {
     pointer("stage", stage)?;
     // SAFETY: not NULL, aligned, set by the caller's promise.
     struct_size::<lb_stage>("lb_stage", unsafe { (&raw const (*stage).struct_size).read() })?;
@@ -88,7 +87,17 @@ unsafe fn stage_of<'a>(stage: *const lb_stage) -> Outcome<Stage<'a>> {
     if given.reserved != 0 {
         return Err(Fault::new(LB_ERROR_INVALID_ARGUMENT, "reserved of lb_stage must be 0"));
     }
-    let (rows, cols) = (size("rows", given.rows)?, size("cols", given.cols)?);
+    Ok((given, size("rows", given.rows)?, size("cols", given.cols)?))
+}
+
+/// The Rust form of a caller's stage, checked.
+///
+/// # Safety
+/// If `stage` is neither NULL nor misaligned, its `struct_size` is set; if that is right, the struct is, and
+/// what it points to is live and not written during `'a`.
+unsafe fn stage_of<'a>(stage: *const lb_stage) -> Outcome<Stage<'a>> {
+    // SAFETY: the caller's promise is passed on.
+    let (given, rows, cols) = unsafe { given(stage) }?;
     Span::new("tile", given.tile, given.tile_size)?;
     // SAFETY: live by the caller's promise, and its size was checked.
     let tile = unsafe { std::slice::from_raw_parts(given.tile, given.tile_size) };

@@ -32,6 +32,7 @@ use weighting::Weighting;
 
 pub use admm::DEFAULT_ITERATIONS as ADMM_ITERATIONS;
 pub use rotate::DEFAULT_ITERATIONS as ITQ_ITERATIONS;
+pub(crate) use svd::is_small_part;
 pub use weighting::SHRINKAGE;
 
 /// How a matrix is factorized.

@@ -94,7 +94,8 @@ const BLOCKS: usize = 5;
 /// Part of a block's norm below which a direction is noise of single precision.
 const EXHAUSTED: f32 = 1e-5;
 
-fn is_small_part(k: usize, smaller: usize) -> bool {
+/// Whether the `k` leading terms of a matrix with this smaller side are found by themselves.
+pub(crate) fn is_small_part(k: usize, smaller: usize) -> bool {
     smaller >= LARGE && k * FEW <= smaller
 }
 

@@ -165,6 +165,8 @@ impl Layout {
             Budget::Target(target) => return at(target),
             Budget::FileSize(limit) => limit,
         };
+        // The size is that of the LittleBit GGUF, whatever is written.
+        let options = &Options { lossy: None, ..options.clone() };
         // More bits per weight never give a smaller file: bisection, until no rank can lie between.
         let (mut fits, mut exceeds) = (0.0, MAX_BPW);
         let mut best = at(Target::Bpw(f64::MIN_POSITIVE))?;
@@ -195,10 +197,7 @@ impl Layout {
 
     /// Bytes of the output of a plan in the form that the options ask for; of a lossy GGUF nearly.
     pub fn output_bytes(&self, source: &dyn TensorSource, options: &Options, plan: &Plan) -> Result<u64> {
-        let (descriptors, _) = describe(source, &self.actions, &self.specs, plan, options);
-        let data: u64 =
-            descriptors.iter().map(|d| d.nbytes().unwrap_or(0).next_multiple_of(schema::ALIGNMENT)).sum();
-        Ok(self.header_bytes(source, options, plan)? + data)
+        Ok(self.header_bytes(source, options, plan)? + self.data_bytes(source, options, plan))
     }
 
     /// Bytes before the data, the same for every plan.
@@ -218,7 +217,6 @@ impl Layout {
 
     /// Bytes of the tensors with their padding.
     fn data_bytes(&self, source: &dyn TensorSource, options: &Options, plan: &Plan) -> u64 {
-        let options = &Options { lossy: None, ..options.clone() };
         let (descriptors, _) = describe(source, &self.actions, &self.specs, plan, options);
         descriptors.iter().map(|d| d.nbytes().unwrap_or(0).next_multiple_of(schema::ALIGNMENT)).sum()
     }

@@ -9,7 +9,7 @@ use super::header::Action;
 use super::tuned::WINDOW;
 use crate::decoder::Config;
 use crate::error::{Error, Result};
-use crate::factorize::Method;
+use crate::factorize::{self, Method};
 use crate::gguf::Value;
 use crate::gguf::encode::fitting;
 use crate::plan::{MatrixSpec, Plan};
@@ -49,13 +49,12 @@ pub(super) fn workers(
             // As stored, as it is read, and turned to the order of the GGUF's rows.
             let reading = m * n * e * (4 + 4 + 4);
             let least = m.min(n);
+            let few = factorize::is_small_part(rank as usize, least as usize);
             let method = match method {
                 // Products and both factors with their duals.
                 Method::Admm => 4 * (2 * m * n + 5 * rank * (m + n) + 2 * rank * rank),
                 // Blocks of the Krylov space, or all singular vectors.
-                Method::DualSvid if least >= 1024 && 8 * rank <= least => {
-                    4 * (m * n + 20 * (rank + 16) * (m + n))
-                }
+                Method::DualSvid if few => 4 * (m * n + 20 * (rank + 16) * (m + n)),
                 Method::DualSvid => 4 * (4 * m * n + least * (m + n)),
             };
             let (work, done) = match options.lossy {

@@ -3,6 +3,7 @@
 
 #![cfg(target_os = "linux")]
 
+#[path = "../support/guarded.rs"]
 mod guarded;
 mod host;
 // Of the tests of the CPU kernels: random numbers, and an oracle that is not needed here.
