@@ -24,6 +24,7 @@ type Features = unsafe extern "C" fn(*const c_void) -> *const c_char;
 type PoolNew =
     unsafe extern "C" fn(*mut c_void, *const c_char, c_int, i64, i64, i64, c_int, c_int, u64) -> *mut c_void;
 type FactorsNew = unsafe extern "C" fn(*mut c_void, i64, i64, i64, i64, c_int, c_int, u64) -> *mut c_void;
+type NodesNew = unsafe extern "C" fn(*mut c_void, c_int) -> *mut c_void;
 type PoolRun = unsafe extern "C" fn(*mut c_void) -> c_int;
 
 /// The loaded shim.
@@ -142,6 +143,13 @@ impl Engine<'_> {
                 1,
             )
         };
+        self.pool_of(handle)
+    }
+
+    /// A chain of `nodes` operations that do nothing; `None` if ggml lacks them.
+    pub fn nodes(&self, nodes: usize) -> Option<Pool<'_>> {
+        // SAFETY: an open engine, and a number that fits.
+        let handle = unsafe { self.library.symbol::<NodesNew>(c"gb_nodes_new")(self.handle, nodes as c_int) };
         self.pool_of(handle)
     }
 

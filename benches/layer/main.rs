@@ -20,7 +20,8 @@
 //! others have the processor; several threads by the wall's.
 //!
 //! Candidates: our kernels, ggml's types, "2x q1_0" (what llama.cpp does with the same factors in standard ops: the
-//! portable lowering) and, in `stream`, "read", a loop that only reads as many bytes as the other pools have.
+//! portable lowering) and, in `stream`, "read", a loop that only reads as many bytes as the other pools have. Below the
+//! table stands what a node of ggml's graph costs by itself: the price of another stage.
 //!
 //! ggml is found by `LITTLEBIT_LLAMA_PREFIX` (an installation with include/ and lib/) or by
 //! `LITTLEBIT_GGML_INCLUDE` and `LITTLEBIT_GGML_LIB`; without them only our own figures are printed.
@@ -44,6 +45,8 @@ const STREAM_BYTES: usize = 104 << 20;
 /// Weights of a cached sample that add up to about this many elements, so that small layers are not timed
 /// one by one.
 const CACHED_ELEMENTS: usize = 16 << 20;
+/// Graphs of nodes that do nothing.
+const NODE_ROUNDS: usize = 101;
 /// Rounds that are made whatever the time.
 const LEAST_ROUNDS: usize = 5;
 
@@ -58,6 +61,7 @@ fn run() -> Result<(), String> {
     let options = Options::parse(std::env::args().skip(1))?;
     let library = ggml::Library::build()?;
     let mut cases = Vec::new();
+    let mut nodes = Vec::new();
     let mut features = None;
     for &threads in &options.threads {
         let engine = library.as_ref().map(|library| library.open(threads)).transpose()?;
@@ -65,6 +69,7 @@ fn run() -> Result<(), String> {
             features = engine.as_ref().map(|e| e.features());
             report::print_head(features.as_deref());
         }
+        nodes.extend(engine.as_ref().and_then(node_seconds).map(|seconds| (threads, seconds)));
         for &batch in &options.batches {
             for &(d_out, d_in) in &options.shapes {
                 for &stream in options.modes(batch) {
@@ -77,12 +82,28 @@ fn run() -> Result<(), String> {
         }
     }
     report::print_ratios(&cases);
+    report::print_nodes(&nodes);
     let write = |path: &Option<std::path::PathBuf>, text: String| match path {
         Some(path) => std::fs::write(path, text).map_err(|e| format!("{}: {e}", path.display())),
         None => Ok(()),
     };
-    write(&options.json, report::json(&cases, features.as_deref()))?;
+    write(&options.json, report::json(&cases, &nodes, features.as_deref()))?;
     write(&options.svg, plot::bars(&cases))
+}
+
+/// Seconds that ggml takes for a node of a graph that does nothing, threads waiting for each other included.
+fn node_seconds(engine: &ggml::Engine<'_>) -> Option<f64> {
+    const NODES: usize = 1000;
+    let pool = engine.nodes(NODES)?;
+    let mut seconds: Vec<f64> = (0..NODE_ROUNDS)
+        .map(|_| {
+            let start = Clock::Wall.now();
+            pool.run();
+            (Clock::Wall.now() - start) / NODES as f64
+        })
+        .collect();
+    seconds.sort_by(f64::total_cmp);
+    Some(seconds[NODE_ROUNDS / 2])
 }
 
 /// What one case measures.

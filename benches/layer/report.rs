@@ -167,8 +167,16 @@ pub fn print_ratios(cases: &[Case]) {
     }
 }
 
+/// Threads and seconds of a node of ggml's graph that does nothing.
+pub fn print_nodes(nodes: &[(usize, f64)]) {
+    println!();
+    for (threads, seconds) in nodes {
+        println!("* a node of ggml's graph that does nothing, {threads} thread(s): {:.2} us", seconds * 1e6);
+    }
+}
+
 /// Everything that was measured.
-pub fn json(cases: &[Case], ggml: Option<&str>) -> String {
+pub fn json(cases: &[Case], nodes: &[(usize, f64)], ggml: Option<&str>) -> String {
     let (model, flags) = cpu();
     let case = |c: &Case| -> Value {
         let row = |r: &Row| json!({ "name": r.name, "weight_bytes": r.weight_bytes, "seconds": r.seconds });
@@ -181,7 +189,9 @@ pub fn json(cases: &[Case], ggml: Option<&str>) -> String {
         })
     };
     let value = json!({
-        "cpu": model, "flags": flags, "ggml": ggml, "cases": cases.iter().map(case).collect::<Vec<_>>(),
+        "cpu": model, "flags": flags, "ggml": ggml,
+        "nodes": nodes.iter().map(|(threads, s)| json!({ "threads": threads, "seconds": s })).collect::<Vec<_>>(),
+        "cases": cases.iter().map(case).collect::<Vec<_>>(),
     });
     format!("{value:#}\n")
 }

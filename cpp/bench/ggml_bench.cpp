@@ -243,6 +243,21 @@ gb_pool * gb_factors_new(gb_engine * engine, int64_t rows, int64_t cols, int64_t
     return pool.release();
 }
 
+// A chain of `nodes` operations that do nothing, on all threads: what a node costs by itself.
+gb_pool * gb_nodes_new(gb_engine * engine, int nodes) {
+    std::unique_ptr<gb_pool> pool(new gb_pool(engine->backend, 0, nodes));
+    ggml_context * ctx = pool->nodes.get();
+    ggml_tensor * x = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, 32);
+    ggml_tensor * t = x;
+    for (int i = 0; i < nodes; ++i) {
+        t = ggml_map_custom1_inplace(ctx, t, [](ggml_tensor *, const ggml_tensor *, int, int, void *) {},
+                                     GGML_N_TASKS_MAX, nullptr);
+    }
+    ggml_build_forward_expand(pool->graph, t);
+    random_floats random{ 1 };
+    return pool->finish(x, random) ? pool.release() : nullptr;
+}
+
 // Runs all products once; 0 if ggml succeeded.
 int gb_pool_run(gb_pool * pool) {
     return ggml_backend_graph_compute(pool->backend, pool->graph) == GGML_STATUS_SUCCESS ? 0 : 1;

@@ -51,6 +51,10 @@ pub(super) struct Run<'a> {
     pub tile: &'a [u8],
     /// Bytes from one row block to the next.
     pub stride: usize,
+    /// From the first byte of `tile` to that of the run that will be read next, which has the same stride. There
+    /// may be none; then the place does not belong to the signs.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    pub next: usize,
     /// Columns of signs over 8; even.
     pub byte_cols: usize,
     /// Tables of these columns, padded to [`TABLE_COLS`]: those of the first vector of activations.
@@ -62,6 +66,15 @@ pub(super) struct Run<'a> {
     /// Whether the signs have yet to come from memory: no vectors of the same batch met them before.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub cold: bool,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Run<'_> {
+    /// Where row block `b` of the next run begins, for prefetches only.
+    #[inline]
+    pub fn after(&self, b: usize) -> *const u8 {
+        self.tile.as_ptr().wrapping_add(self.next).wrapping_add(b * self.stride)
+    }
 }
 
 /// Adds the products of a run to `sums`: those of all row blocks of the first vector, then of the next.
@@ -119,6 +132,7 @@ mod tests {
                     let run = Run {
                         tile: &signs.as_bytes()[from * 32..],
                         stride: cols / 8 * 32,
+                        next: 0,
                         byte_cols: run.min(cols / 8 - from),
                         tables: &tables[from..],
                         table_stride: 0,
@@ -144,7 +158,7 @@ mod tests {
             [0, 0, 0, 8191],
             [8191, 0, 8191, 0],
         ];
-        for cols in [16, 2032, 2048, 2064, 12304] {
+        for cols in [16, 2032, 2048, 2064, 12304, 16400] {
             for (i, group) in groups.iter().enumerate() {
                 let flip = |c: usize| (c / 4 * 7 + i) >> (c % 4) & 1 == 1;
                 let q: Vec<i16> =

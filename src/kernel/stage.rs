@@ -192,11 +192,18 @@ impl<'a> Stage<'a> {
             }
             for from in (0..byte_cols).step_by(ops.run_cols / 8) {
                 let to = byte_cols.min(from + ops.run_cols / 8);
+                // On with the next columns of these row blocks, or else with the next row blocks.
+                let next = if to < byte_cols {
+                    (to - from) * TILE_ROWS
+                } else {
+                    group.len() * stride - from * TILE_ROWS
+                };
                 for c in (0..columns.len()).step_by(A::vectors(ops)) {
                     let vectors = A::vectors(ops).min(columns.len() - c);
                     let run = Run {
                         tile: &self.tile[first * stride + from * TILE_ROWS..],
                         stride,
+                        next,
                         byte_cols: to - from,
                         tables: &tables[c * per_column + from * A::MODE.table_lines()..],
                         table_stride: per_column,

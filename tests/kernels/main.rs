@@ -117,6 +117,21 @@ fn padding_bits_of_the_tile_do_not_matter() {
 }
 
 #[test]
+fn wide_matrices_are_read_in_runs() {
+    // Beyond the columns of a run and of what 16-bit sums take, row blocks beyond a group; rows and columns that end early.
+    let mut random = Random(7);
+    for (rows, cols, n, nth) in [(70, 35_003, 3, 1), (545, 18_450, 2, 1), (33, 16_400, 9, 2)] {
+        let signs = random.signs(rows, cols);
+        let (pre, post) = (random.scales(cols, 1.0), random.scales(rows, 1.0));
+        let x: Vec<f32> = (0..cols * n).map(|_| random.normal()).collect();
+        for mode in [Mode::Int, Mode::F32] {
+            let (pre, post) = (Some(&pre[..]), Some(&post[..]));
+            Call { mode, signs: &signs, pre, post, n, gap: 0, add: None, nth, skew: 0 }.check(&x);
+        }
+    }
+}
+
+#[test]
 fn what_is_not_finite_spoils_its_column_alone() {
     let mut random = Random(6);
     let (rows, cols, n) = (45, 100, 5);

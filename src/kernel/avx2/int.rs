@@ -15,9 +15,11 @@ use super::{each_eight, write};
 use half::f16;
 use std::arch::x86_64::*;
 
-/// Columns of one accumulation run. Bounded twice: 16-bit accumulators take 256 sums of two 7-bit table entries,
-/// and the tables of a run fill 16 KiB, half a first-level cache.
-pub(super) const RUN_COLS: usize = 2048;
+/// Columns of a run: their tables stay in the second-level cache, and signs are read from their beginning to their end.
+pub(super) const RUN_COLS: usize = 16384;
+
+/// Columns over 8 that 16-bit accumulators take: 256 sums of two 7-bit table entries.
+const PIECE: usize = 2048 / 8;
 
 /// Vectors of activations that share the extraction of indices. More do not fit into sixteen registers.
 pub(super) const VECTORS: usize = 2;
@@ -106,17 +108,22 @@ pub(super) fn rows(run: &Run<'_>, sums: &mut [IntSums]) {
 fn row_blocks<const N: usize>(run: &Run<'_>, sums: &mut [IntSums]) {
     let blocks = sums.len() / N;
     for b in 0..blocks {
-        pages::ahead(run, b);
-        // The row block after this one, where prefetching goes on. Beyond the last it may point anywhere.
-        let next = run.tile.as_ptr().wrapping_add((b + 1) * run.stride);
+        pages::ahead(run, b, blocks);
+        // The row block that is read after this one, where prefetching goes on.
+        let next =
+            if b + 1 < blocks { run.tile.as_ptr().wrapping_add((b + 1) * run.stride) } else { run.after(0) };
         let tile = &run.tile[b * run.stride..][..32 * run.byte_cols];
-        let tables = std::array::from_fn(|i| &run.tables[i * run.table_stride..][..run.byte_cols]);
-        for (i, v) in row_block::<N>(tile, next, tables).into_iter().enumerate() {
-            for (v, sums) in v.into_iter().zip(sums[i * blocks + b].chunks_exact_mut(8)) {
-                // SAFETY: eight integers.
-                unsafe {
-                    let p: *mut __m256i = sums.as_mut_ptr().cast();
-                    _mm256_storeu_si256(p, _mm256_add_epi32(_mm256_loadu_si256(p), v));
+        for (piece, tile) in tile.chunks(32 * PIECE).enumerate() {
+            let (first, end) = (piece * PIECE, piece * PIECE + tile.len() / 32);
+            let next = if end < run.byte_cols { tile.as_ptr_range().end } else { next };
+            let tables = std::array::from_fn(|i| &run.tables[i * run.table_stride + first..][..end - first]);
+            for (i, v) in row_block::<N>(tile, next, tables).into_iter().enumerate() {
+                for (v, sums) in v.into_iter().zip(sums[i * blocks + b].chunks_exact_mut(8)) {
+                    // SAFETY: eight integers.
+                    unsafe {
+                        let p: *mut __m256i = sums.as_mut_ptr().cast();
+                        _mm256_storeu_si256(p, _mm256_add_epi32(_mm256_loadu_si256(p), v));
+                    }
                 }
             }
         }

@@ -38,7 +38,7 @@ fn vectors<const N: usize>(run: &Run<'_>, sums: &mut [IntSums]) {
     assert!(blocks == 0 || run.tile.len() >= (blocks - 1) * run.stride + 32 * run.byte_cols);
     assert!(run.tables.len() >= (N - 1) * run.table_stride + UNIT_LINES * units);
     for b in (0..blocks & !1).step_by(2) {
-        pages::ahead(run, b);
+        pages::ahead(run, b, blocks);
         // SAFETY: the lengths were checked.
         unsafe { row_blocks::<2, N>(run, b, blocks, sums) }
     }
@@ -64,8 +64,10 @@ unsafe fn row_blocks<const R: usize, const N: usize>(
     let mut acc = [[[_mm512_setzero_si512(); 2]; N]; R];
     let tile = run.tile.as_ptr().wrapping_add(first * run.stride);
     let bytes = 32 * run.byte_cols;
-    // Where the byte after these blocks' last would lie if the next blocks followed at once.
-    let beyond = tile.wrapping_add(R * run.stride).wrapping_sub(bytes);
+    // The row blocks that are read after these, and where the byte after these blocks' last would lie if those
+    // followed at once.
+    let next = if first + R < blocks { tile.wrapping_add(R * run.stride) } else { run.after(0) };
+    let beyond = next.wrapping_sub(bytes);
     for unit in 0..run.byte_cols / 4 {
         let ahead = 128 * unit + PREFETCH;
         let ahead = if ahead < bytes { tile } else { beyond }.wrapping_add(ahead);
