@@ -235,6 +235,49 @@ fn a_limit_on_files_names_the_tensor() {
     assert_eq!(names(dir.path()), ["o.gguf", "small.gguf"]);
 }
 
+/// Errors of the disk, when bytes are written and when they are flushed: the tensor is named, what is finished stays, nothing is
+/// half there, and the same command goes on once the disk is well.
+#[test]
+fn a_failing_disk_names_the_tensor_and_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let shim = dir.path().join("failing-disk.so");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/failing_disk.c");
+    let mut cc = Command::new("cc");
+    cc.args(["-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-O1", "-o"]);
+    let built = cc.arg(&shim).arg(&source).arg("-ldl").status().unwrap();
+    assert!(built.success());
+    let input = small_model(dir.path(), untouched);
+    let straight = dir.path().join("straight.gguf");
+    ok(&[s(&input), s(&straight), "--rank", "32", "-q"]);
+    let out = dir.path().join("o.gguf");
+    let records = || std::fs::read_dir(dir.path().join("o.gguf.work")).unwrap().count();
+    let mut finished = 0;
+    for (call, path, after, what) in [
+        // The first record is what the run is.
+        ("write", "o.gguf.work/", "3", "the factors of 'blk.0."),
+        ("fsync", "o.gguf.work/", "3", "the factors of 'blk.0."),
+        ("write", ".o.gguf.tmp-", "0", "o.gguf: write"),
+        ("fsync", ".o.gguf.tmp-", "0", "o.gguf: flush to disk"),
+    ] {
+        let mut command = Command::new(BIN);
+        command.args([s(&input), s(&out), "--rank", "32"]).env("LD_PRELOAD", &shim);
+        command.envs([("FAIL_CALL", call), ("FAIL_PATH", path), ("FAIL_AFTER", after)]);
+        let ended = command.output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(1), "{call} {path}: {said}");
+        for text in ["Input/output error", what, "finished work is kept in", "the same command goes on"] {
+            assert!(said.contains(text), "{call} {path}: {said}");
+        }
+        let left = names(dir.path());
+        let expected = ["failing-disk.so", "o.gguf.work", "small.gguf", "straight.gguf"];
+        assert_eq!(left, expected, "{call} {path}: {said}");
+        assert!(records() >= finished, "{call} {path}: {said}");
+        finished = records();
+    }
+    ok(&[s(&input), s(&out), "--rank", "32", "-q"]);
+    assert!(std::fs::read(&out).unwrap() == std::fs::read(&straight).unwrap());
+}
+
 /// One block of random weights, large enough that memory is theirs.
 fn middling_model(dir: &Path) -> PathBuf {
     let kv = [("general.architecture".to_owned(), Value::from("llama"))];
