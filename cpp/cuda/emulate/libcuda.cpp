@@ -2,7 +2,8 @@
 // `littlebit-convert --device cuda` run on machines without a GPU. libcublas.cpp is the other library.
 //
 // Environment: LITTLEBIT_HOST_MODEL_MEMORY bytes of the device (default 1 GiB), LITTLEBIT_HOST_MODEL_FAULT=NAME a kernel or function
-// whose first value is wrong, LITTLEBIT_HOST_MODEL_REFUSE=NAME one that returns an error.
+// whose first value is wrong, LITTLEBIT_HOST_MODEL_REFUSE=NAME one that returns an error,
+// =NAME:N from its Nth call on.
 
 #define LBK_EMULATE
 #include "libcuda.h"
@@ -162,7 +163,15 @@ LBM_API void * lbm_host(uint64_t device, size_t size) {
     return find(device, size);
 }
 LBM_API bool lbm_faulty(const char * name) { return fault == name || is("LITTLEBIT_HOST_MODEL_FAULT", name); }
-LBM_API bool lbm_refused(const char * name) { return is("LITTLEBIT_HOST_MODEL_REFUSE", name); }
+LBM_API bool lbm_refused(const char * name) {
+    static unsigned long calls;
+    const char * value = getenv("LITTLEBIT_HOST_MODEL_REFUSE");
+    const size_t n = strlen(name);
+    if (!value || strncmp(value, name, n) != 0) {
+        return false;
+    }
+    return value[n] == 0 || (value[n] == ':' && ++calls >= strtoul(value + n + 1, nullptr, 10));
+}
 LBM_API void lbm_order(int order) { thread_order = order; }
 LBM_API size_t lbm_peak(void) {
     std::lock_guard<std::mutex> guard(turn);

@@ -2,7 +2,7 @@
 
 use super::{Factor, Magnitudes, Steps, Weights, Work, step};
 use crate::factorize::algebra::{Algebra, Computed, Host, certain};
-use crate::factorize::device::check::{TOLERANCE, distance};
+use crate::factorize::device::check::{TOLERANCE, distance, rms};
 use crate::factorize::start;
 use std::borrow::Cow;
 
@@ -53,18 +53,19 @@ pub fn disagreement<'a, A: Steps<'a>>(
             ("magnitudes of columns", &expected.z.b, &found.z.b, n),
         ];
         for (what, expected, found, n) in parts {
-            let far = distance(&expected[..n], &algebra.read(found, 0..n)?);
+            let expected = &expected[..n];
+            let far = distance(expected, &algebra.read(found, 0..n)?, rms(expected));
             if far > TOLERANCE {
                 return Ok(Some(format!("{what} off by {far:.1e}")));
             }
         }
         // Near zero the signs, and with them the duals, are a matter of rounding.
         let mut dual = algebra.read(&found.dual, 0..r * n)?.into_owned();
-        let small =
-            TOLERANCE as f32 * (expected.t.iter().map(|t| t * t).sum::<f32>() / (r * n) as f32).sqrt();
+        let scale = rms(&expected.t);
+        let small = (TOLERANCE * scale) as f32;
         let places = dual.iter_mut().zip(&*expected.dual).zip(&*expected.t);
         places.filter(|(_, t)| t.abs() < small).for_each(|((d, known), _)| *d = *known);
-        let far = distance(&expected.dual, &dual);
+        let far = distance(&expected.dual, &dual, scale);
         if far > TOLERANCE {
             return Ok(Some(format!("duals off by {far:.1e}")));
         }

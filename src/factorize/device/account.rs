@@ -2,7 +2,7 @@
 
 use crate::cuda::compute::CHUNK;
 
-/// What stays free besides: working memory of cuBLAS, the rounding of allocations.
+/// Bytes that stay free besides: working memory of cuBLAS, the rounding of allocations.
 pub const RESERVE: u64 = 96 << 20;
 
 fn bytes(numbers: usize) -> u64 {

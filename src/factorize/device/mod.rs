@@ -13,7 +13,9 @@ pub(super) mod check;
 mod polish;
 
 #[cfg(feature = "cuda")]
-pub(super) use account::{admm_bytes, polish_bytes};
+pub use account::{RESERVE, admm_bytes, polish_bytes};
+#[cfg(feature = "cuda")]
+pub use check::{CHECKED, TOLERANCE};
 
 use crate::error::{Error, Result};
 use std::fmt;
@@ -23,8 +25,9 @@ use std::sync::{Mutex, PoisonError};
 use {
     super::algebra::Computed,
     crate::cuda::Failure,
-    crate::cuda::compute::{Gpu, Session},
+    crate::cuda::compute::{Gpu, Matrix, Op, Session},
     std::sync::atomic::{AtomicBool, Ordering},
+    std::time::{Duration, Instant},
 };
 
 /// What the user asks for.
@@ -71,6 +74,8 @@ pub struct Device {
     lenient: bool,
     #[cfg(feature = "cuda")]
     failed: AtomicBool,
+    #[cfg(feature = "cuda")]
+    busy: Mutex<Duration>,
     notes: Mutex<Notes>,
 }
 
@@ -124,7 +129,7 @@ impl Device {
         };
         let gpu = Gpu::open().map_err(failed)?;
         let session = gpu.session().map_err(failed)?;
-        if let Some(what) = check::disagreement(&session).map_err(failed)? {
+        if let Some(what) = check::first_disagreement(&session).map_err(failed)? {
             return Err(Error::Device(format!(
                 "{} computes something else than the CPU ({what}), so it is not used",
                 gpu.name()
@@ -186,21 +191,19 @@ impl Device {
         let Some(gpu) = self.gpu.as_ref().filter(|_| !self.failed.load(Ordering::Relaxed)) else {
             return Ok(None);
         };
-        let mut free = 0;
+        let (mut free, mut started) = (0, Instant::now());
         let result = gpu.session().and_then(|session| {
+            started = Instant::now();
             free = session.free()?;
-            if bytes > free.saturating_sub(account::RESERVE) {
-                Err(Failure::Memory(bytes))
-            } else {
-                work(&session)
-            }
+            if bytes > free.saturating_sub(RESERVE) { Err(Failure::Memory(bytes)) } else { work(&session) }
         });
+        *self.busy.lock().unwrap_or_else(PoisonError::into_inner) += started.elapsed();
         match result {
             Ok(done) => Ok(Some(done)),
             Err(Failure::Memory(_)) => {
                 let text = format!(
                     "'{name}' goes to the CPU: it takes {} MiB of the GPU's memory, {} are free",
-                    (bytes + account::RESERVE) >> 20,
+                    (bytes + RESERVE) >> 20,
                     free >> 20
                 );
                 self.note(name, text);
@@ -213,6 +216,51 @@ impl Device {
             }
             Err(e) => Err(Error::Device(format!("matrix '{name}' on {}: {e}", self.name()))),
         }
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl Device {
+    /// Time that matrices have had the GPU, transfers and what of their work is the CPU's included.
+    pub fn busy(&self) -> Duration {
+        *self.busy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the GPU computes differently from the CPU beyond [`TOLERANCE`] in random problem `seed`, in words: steps of LB-ADMM and parts of
+    /// the polish, each on a matrix of these outputs, inputs and rank. `None` if nothing.
+    ///
+    /// # Errors
+    /// [`Failure`] of the device; [`Failure::Absent`] for the CPU.
+    pub fn disagreement(
+        &self,
+        steps: [usize; 3],
+        products: [usize; 3],
+        seed: u64,
+    ) -> std::result::Result<Option<String>, Failure> {
+        check::disagreement(&self.session()?, steps, products, seed)
+    }
+
+    /// Operations a second of a product of two `n x n` matrices, the fastest of five: what the GPU can reach.
+    ///
+    /// # Errors
+    /// As [`Device::disagreement`].
+    pub fn product_rate(&self, n: usize) -> std::result::Result<f64, Failure> {
+        let session = self.session()?;
+        let (a, c) = (session.upload(&vec![0.5f32; n * n])?, session.blank(n * n)?);
+        let whole = Matrix::whole(&a, n, n);
+        let mut best = f64::INFINITY;
+        for _ in 0..6 {
+            let started = Instant::now();
+            session.gemm(Matrix::whole(&c, n, n), 1.0, (whole, Op::Plain), (whole, Op::Plain), 0.0)?;
+            // Waits for it.
+            session.download::<f32>(&c, 0..1)?;
+            best = best.min(started.elapsed().as_secs_f64());
+        }
+        Ok(2.0 * (n as f64).powi(3) / best)
+    }
+
+    fn session(&self) -> std::result::Result<Session<'_>, Failure> {
+        self.gpu.as_ref().ok_or_else(|| Failure::Absent("the device is the CPU".into()))?.session()
     }
 }
 

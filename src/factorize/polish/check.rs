@@ -2,7 +2,7 @@
 
 use super::{Path, Problem, Products, metric, scales, signs};
 use crate::factorize::algebra::{Computed, Host, certain};
-use crate::factorize::device::check::{TOLERANCE, distance};
+use crate::factorize::device::check::{TOLERANCE, distance, rms};
 use crate::factorize::start;
 use std::borrow::Cow;
 
@@ -60,7 +60,7 @@ pub fn disagreement<'a, A: Products<'a>>(
     for (what, a, b) in
         [("l", &expected.l, &found.l), ("h", &expected.h, &found.h), ("g", &expected.g, &found.g)]
     {
-        let far = distance(a, b);
+        let far = distance(a, b, rms(a));
         if far > TOLERANCE {
             return Ok(Some(format!("scales {what} off by {far:.1e}")));
         }
