@@ -1,9 +1,9 @@
-//! Times the compression of one layer of Llama 2 7B's shape on the GPU: `compress_layer [--iterations N] [--rounds N]`.
+//! Times the compression of one layer of Llama 2 7B's shape on the GPU: `compress_layer [--iterations N] [--rounds N] [--divide N]`.
 //!
 //! Seven matrices of random weights at 1.0 bit per weight go through LB-ADMM (default 40 iterations) and polish (default 2 rounds) as a
 //! conversion runs them, one after the other. Shown are wall time, the time of it on the GPU, the share that LB-ADMM's
 //! operations have of what a product of 8192 x 8192 matrices reaches in the same run, and 32 times the sum for the whole
-//! model. Values are random; times hardly depend on them, but the number of turned signs does.
+//! model. `--divide N` makes every side N times smaller, to try the program on the host model of a GPU. Values are random; times hardly depend on them, but the number of turned signs does.
 
 use littlebit::factorize::device::{Choice, Device};
 use littlebit::factorize::{Job, Method, factorize_on, polish};
@@ -46,26 +46,29 @@ fn main() {
 }
 
 fn run() -> Result<(), Box<dyn Error>> {
-    let (mut iterations, mut rounds) = (40, 2);
+    let (mut iterations, mut rounds, mut divide) = (40, 2, 1);
     let mut args = std::env::args().skip(1);
     while let Some(flag) = args.next() {
         let number = args.next().ok_or("a number is missing")?.parse()?;
         match flag.as_str() {
             "--iterations" => iterations = number,
             "--rounds" => rounds = number,
-            _ => return Err("usage: compress_layer [--iterations N] [--rounds N]".into()),
+            "--divide" if (1..=32).contains(&number) => divide = number,
+            _ => return Err("usage: compress_layer [--iterations N] [--rounds N] [--divide N]".into()),
         }
     }
     let device = Device::open(Choice::Cuda)?;
     device.take_notes().iter().for_each(|note| println!("{note}"));
-    let peak = device.product_rate(8192)?;
-    println!("f32 product of 8192 x 8192: {:.1} TFLOP/s\n", peak / 1e12);
+    let side = 8192 / divide;
+    let peak = device.product_rate(side)?;
+    println!("f32 product of {side} x {side}: {:.1} TFLOP/s\n", peak / 1e12);
     println!(
         "| matrix | rank | LB-ADMM s | on the GPU | TFLOP/s | share of the product | polish s | on the GPU |"
     );
     println!("|---|---|---|---|---|---|---|---|");
     let mut total = 0.0;
     for (i, (name, d_out, d_in)) in MATRICES.into_iter().enumerate() {
+        let (d_out, d_in) = (d_out / divide, d_in / divide);
         let spec = MatrixSpec { name: name.to_owned(), d_out, d_in, experts: 1, fixed: None, spectrum: None };
         let rank = plan(&[spec], Target::Bpw(1.0), 1, Method::Admm)?.entries[0].rank;
         let w = uniform(d_out * d_in, i as u64);

@@ -119,6 +119,11 @@ fn a_calibrated_conversion_is_as_good_as_the_cpus() {
     eprintln!("equal signs: {:.5}, errors {} {}", agreement(&cpu, &gpu), a["mean_error"], b["mean_error"]);
     let [x, y] = [a, b].map(|r| r["mean_error"].as_f64().unwrap());
     assert!((x / y - 1.0).abs() < 0.03, "{x} on the CPU, {y} on the model");
+    // The polish is the device's, too.
+    let third = dir.path().join("third.gguf");
+    let args = [&[s(&input), s(&third), "--device", "cuda"][..], &how].concat();
+    let [_, e] = expect(1, &args, &[("REFUSE", "lbf_descend:6")]);
+    assert!(e.contains("matrix 'blk.0.") && e.contains("lbf_descend"), "{e}");
 }
 
 /// Matrices that do not fit are the CPU's, the others the GPU's; a line says which.

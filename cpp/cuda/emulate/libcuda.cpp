@@ -3,7 +3,7 @@
 //
 // Environment: LITTLEBIT_HOST_MODEL_MEMORY bytes of the device (default 1 GiB), LITTLEBIT_HOST_MODEL_FAULT=NAME a kernel or function
 // whose first value is wrong, LITTLEBIT_HOST_MODEL_REFUSE=NAME one that returns an error,
-// =NAME:N from its Nth call on.
+// =NAME:N from its Nth call on; LITTLEBIT_HOST_MODEL_OLD a device of capability 7.0.
 
 #define LBK_EMULATE
 #include "libcuda.h"
@@ -300,6 +300,9 @@ LBM_API int cuLaunchKernel(void * function, unsigned grid_x, unsigned grid_y, un
     call c = { (const kernel *) function, {} };
     if (!c.k->factor || grid_z != 1 || block_y != 1 || block_z != 1 || grid_x == 0 || grid_y == 0 || grid_y > 65535) {
         return INVALID_VALUE;
+    }
+    if (lbm_refused(c.k->name)) {
+        return LAUNCH_FAILED;
     }
     memcpy(&c.args, params[0], sizeof c.args);
     to_host(c.args.out); to_host(c.args.more); to_host(c.args.x); to_host(c.args.y);

@@ -101,18 +101,17 @@ impl Device {
     /// If there has to be a GPU: [`Error::Usage`] where it, its driver or cuBLAS is not there, [`Error::Device`] where it computes
     /// something else than the CPU or fails.
     pub fn open(choice: Choice) -> Result<Self> {
-        match (choice, choice != Choice::Cpu) {
-            (Choice::Auto, _) => Ok(Self::gpu(true).unwrap_or_else(|e| {
+        match choice {
+            Choice::Cpu => Ok(Self::cpu()),
+            Choice::Cuda => Self::gpu(false).map_err(|e| match e {
+                Error::Device(what) => Error::Device(format!("--device cuda: {what}")),
+                other => Error::usage(format!("--device cuda: {other}")),
+            }),
+            Choice::Auto => Ok(Self::gpu(true).unwrap_or_else(|e| {
                 let device = Self::cpu();
                 device.notes().waiting.push(format!("--device auto: the CPU factorizes, as {e}"));
                 device
             })),
-            (_, true) => Self::gpu(false).map_err(|e| match e {
-                Error::Usage(what) => Error::usage(format!("--device cuda: {what}")),
-                Error::Device(what) => Error::Device(format!("--device cuda: {what}")),
-                other => other,
-            }),
-            (_, false) => Ok(Self::cpu()),
         }
     }
 
