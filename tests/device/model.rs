@@ -1,6 +1,7 @@
 //! Factorization and polish on the host model, loaded into this process, against the CPU.
 
 use crate::libraries;
+use littlebit::cuda::compute::Gpu;
 use littlebit::factorize::device::{CHECKED, Choice, RESERVE, TOLERANCE, admm_bytes, polish_bytes};
 use littlebit::factorize::{self, Device, Job, Method, Outcome, factorize_on, polish};
 use littlebit::format::FactorPath;
@@ -230,4 +231,77 @@ fn what_does_not_fit_goes_to_the_cpu() {
     assert_eq!(out.paths, cpu.paths);
     let path = &cpu.paths[0];
     assert_eq!(better, polish::polish(&Device::cpu(), "large", &w, path, &metric, 1).unwrap());
+}
+
+/// The decomposition by blocks against its definition, and matrices that have none.
+#[test]
+fn the_cholesky_factor_reproduces_its_matrix() {
+    let model = Model::new();
+    let gpu = Gpu::open().unwrap();
+    let session = gpu.session().unwrap();
+    for (i, n) in [1, 2, 63, 64, 65, 130, 200].into_iter().enumerate() {
+        model.order(i as i32 % 4 - 1);
+        let x = uniform(n * n, n as u64);
+        let entry = |i: usize, j: usize| (0..n).map(|k| x[i * n + k] * x[j * n + k]).sum::<f32>();
+        let m: Vec<f32> =
+            (0..n * n).map(|t| entry(t / n, t % n) + if t / n == t % n { 1.0 } else { 0.0 }).collect();
+        let mut l = session.upload(&m).unwrap();
+        assert!(session.cholesky(&mut l, n).unwrap(), "{n}");
+        let lower: Vec<f32> = session.download(&l, 0..n * n).unwrap();
+        for i in 0..n {
+            for j in 0..=i {
+                let sum: f64 =
+                    (0..=j).map(|k| f64::from(lower[k * n + i]) * f64::from(lower[k * n + j])).sum();
+                let off = (sum - f64::from(m[i * n + j])).abs();
+                assert!(off < 1e-5 * n as f64, "({i}, {j}) of {n}: off by {off}");
+            }
+        }
+        // Two right sides.
+        let want = uniform(2 * n, 3);
+        let rhs: Vec<f32> =
+            (0..2 * n).map(|t| (0..n).map(|k| m[t % n * n + k] * want[t / n * n + k]).sum::<f32>()).collect();
+        let mut found = session.upload(&rhs).unwrap();
+        session.solve_factored(&l, &mut found, n).unwrap();
+        let found: Vec<f32> = session.download(&found, 0..2 * n).unwrap();
+        assert!(found.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-3), "{n}");
+        // The last pivot alone is bad, and what is not a number.
+        for bad in [-1e3, f32::NAN, f32::INFINITY] {
+            let mut m = m.clone();
+            m[n * n - 1] = bad;
+            let mut l = session.upload(&m).unwrap();
+            assert!(!session.cholesky(&mut l, n).unwrap(), "{n}, {bad}");
+        }
+    }
+}
+
+/// Matrices that collapse, that have one row or column, or that a ridge alone makes solvable.
+#[test]
+fn degenerate_matrices_are_factorized() {
+    let _model = Model::new();
+    let device = device();
+    let rank_one: Vec<f32> =
+        (0..48 * 40).map(|t| (1.0 + (t / 40) as f32) * ((t % 40) as f32 - 3.5)).collect();
+    let mut one_entry = vec![0.0; 48 * 40];
+    one_entry[77] = -3.0;
+    for (m, n, w, bound) in [
+        (48, 40, vec![0.0; 48 * 40], 0.0),
+        (48, 40, vec![-0.25; 48 * 40], 0.05),
+        (48, 40, rank_one, 0.05),
+        (48, 40, one_entry, 0.1),
+        (1, 200, uniform(200, 8), 0.05),
+        (200, 1, uniform(200, 9), 0.05),
+        (1, 1, vec![3.0], 0.01),
+        (64, 64, uniform(64 * 64, 10).iter().map(|x| x * 1e9).collect(), 0.9),
+    ] {
+        let of = |device: &Device| {
+            let job = Job { iterations: None, ..job(&w, m, n, 32) };
+            factorize_on(device, &job).unwrap_or_else(|e| panic!("{m} x {n}: {e}")).error_plain
+        };
+        let (cpu, gpu) = (of(&Device::cpu()), of(&device));
+        assert!(gpu <= bound && (gpu - cpu).abs() < 0.01, "{m} x {n}: {gpu}, {cpu} on the CPU");
+    }
+    // Not finite: the same error as on the CPU.
+    let broken = [&[f32::NAN][..], &[1.0; 99]].concat();
+    let error = |device: &Device| factorize_on(device, &job(&broken, 10, 10, 32)).unwrap_err().to_string();
+    assert_eq!(error(&device), error(&Device::cpu()));
 }
