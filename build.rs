@@ -18,7 +18,7 @@ fn main() {
     }
 }
 
-/// `OUT_DIR/littlebit.fatbin`, by the nvcc that LITTLEBIT_NVCC or CUDACXX names, or the one on the path.
+/// Modules in `OUT_DIR`, by the nvcc that LITTLEBIT_NVCC or CUDACXX names, or the one on the path.
 fn cuda_kernels() {
     println!("cargo:rerun-if-changed=cpp/cuda");
     println!("cargo:rerun-if-env-changed=LITTLEBIT_NVCC");
@@ -26,19 +26,21 @@ fn cuda_kernels() {
     let nvcc = ["LITTLEBIT_NVCC", "CUDACXX"].into_iter().find_map(std::env::var_os);
     let nvcc = nvcc.unwrap_or_else(|| "nvcc".into());
     let out = std::path::PathBuf::from(std::env::var_os("OUT_DIR").expect("set by cargo"));
-    let status = std::process::Command::new(&nvcc)
-        .args(["-std=c++17", "-fatbin", "-Werror", "all-warnings"])
-        .args(CODE.iter().flat_map(|code| ["-gencode", code]))
-        .arg("-o")
-        .arg(out.join("littlebit.fatbin"))
-        .arg("cpp/cuda/kernels.cu")
-        .status();
-    match status {
-        Ok(status) if status.success() => {}
-        Ok(status) => panic!("{}: {status}", nvcc.display()),
-        Err(e) => panic!(
-            "feature cuda needs nvcc, but {}: {e}; set LITTLEBIT_NVCC to one, scripts/cuda-toolchain gets one",
-            nvcc.display()
-        ),
+    for (source, module) in [("kernels.cu", "littlebit.fatbin"), ("factorize.cu", "factorize.fatbin")] {
+        let status = std::process::Command::new(&nvcc)
+            .args(["-std=c++17", "-fatbin", "-Werror", "all-warnings"])
+            .args(CODE.iter().flat_map(|code| ["-gencode", code]))
+            .arg("-o")
+            .arg(out.join(module))
+            .arg(std::path::Path::new("cpp/cuda").join(source))
+            .status();
+        match status {
+            Ok(status) if status.success() => {}
+            Ok(status) => panic!("{}: {status}", nvcc.display()),
+            Err(e) => panic!(
+                "feature cuda needs nvcc, but {}: {e}; set LITTLEBIT_NVCC to one, scripts/cuda-toolchain gets one",
+                nvcc.display()
+            ),
+        }
     }
 }

@@ -59,6 +59,9 @@ pub enum Error {
         /// What failed.
         what: String,
     },
+    /// A GPU failed at its work.
+    #[error("{0}")]
+    Device(String),
 }
 
 impl Error {

@@ -14,7 +14,7 @@
 //! | [`bits`] | the sign matrix and its tile layout | |
 //! | [`kernel`] | factorized matmul on the CPU: scalar, AVX2, AVX-512, NEON; dispatch | |
 //! | [`format`] | LittleBit GGUF schema v1, `.littlebit`, lossy GGUF | |
-//! | [`cuda`] | the same products on NVIDIA GPUs | `cuda` to launch them |
+//! | [`cuda`] | the same products on NVIDIA GPUs, and what factorization computes there | `cuda` to launch them |
 //! | [`capi`] | the C ABI (`include/littlebit.h`) | |
 //! | `source` | GGUF and Hugging Face checkpoints behind one trait; compressed checkpoints | `convert` |
 //! | `arch` | which tensors of a model are multiplied and may be factorized | `convert` |

@@ -468,3 +468,22 @@ fn help_and_version() {
         ok(&[s(&small_model(tempfile::tempdir().unwrap().path(), untouched)), "--dry-run", "--bpw", "1.5"]);
     assert!(plan.contains("7 matrices"), "{plan}");
 }
+
+/// A build without CUDA says so; the GPU that may be there goes with the build that has it.
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn a_device_that_the_build_has_not_is_an_error_or_the_cpu() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = small_model(dir.path(), untouched);
+    let (cpu, auto) = (dir.path().join("cpu.gguf"), dir.path().join("auto.gguf"));
+    let e = fails(2, &[s(&input), s(&cpu), "--rank", "32", "--device", "cuda"]);
+    assert!(e.contains("--device cuda: ") && e.contains("--features cuda") && e.lines().count() == 1, "{e}");
+    assert!(fails(2, &[s(&input), s(&cpu), "--device", "gpu"]).contains("there are cpu, cuda and auto"));
+    ok(&[s(&input), "--rank", "32", "--device", "cuda", "--dry-run"]);
+    ok(&[s(&input), s(&cpu), "--rank", "32"]);
+    let out = run(&[s(&input), s(&auto), "--rank", "32", "--device", "auto"]);
+    assert!(out.status.success());
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(said.lines().filter(|l| l.contains("the CPU factorizes")).count(), 1, "{said}");
+    assert!(std::fs::read(cpu).unwrap() == std::fs::read(auto).unwrap());
+}

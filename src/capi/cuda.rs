@@ -23,7 +23,7 @@ impl From<Failure> for Fault {
         let status = match e {
             Failure::Absent(_) => LB_ERROR_NO_CUDA,
             Failure::Context(_) => LB_ERROR_INVALID_ARGUMENT,
-            Failure::Driver { .. } => LB_ERROR_CUDA,
+            Failure::Memory(_) | Failure::Driver { .. } => LB_ERROR_CUDA,
         };
         Fault::new(status, e.to_string())
     }

@@ -60,7 +60,7 @@ impl From<Error> for Fault {
             Error::Io { .. } => LB_ERROR_IO,
             Error::Malformed { .. } | Error::Tensor { .. } => LB_ERROR_MALFORMED,
             Error::Unsupported { .. } => LB_ERROR_UNSUPPORTED,
-            Error::Numeric { .. } => LB_ERROR_INTERNAL,
+            Error::Numeric { .. } | Error::Device(_) => LB_ERROR_INTERNAL,
         };
         Fault::new(status, e.to_string())
     }

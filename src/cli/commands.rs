@@ -33,13 +33,14 @@ pub enum Command {
     Print(Vec<u8>),
 }
 
-/// Version with the kernels that run here, the one in force first.
+/// Version with the kernels that run here, the one in force first, and with what `--device` takes in a build with CUDA.
 fn version() -> &'static str {
     let mut kernels = kernel::available();
     kernels.reverse();
     let names: Vec<&str> = kernels.iter().map(|k| k.name()).collect();
     // Made once or twice in a process.
-    format!("{} (kernels: {})", env!("CARGO_PKG_VERSION"), names.join(", ")).leak()
+    let devices = if cfg!(feature = "cuda") { "; devices: cpu, cuda" } else { "" };
+    format!("{} (kernels: {}{devices})", env!("CARGO_PKG_VERSION"), names.join(", ")).leak()
 }
 
 /// Compress a language model below two bits per weight by low-rank binary factorization (LittleBit)

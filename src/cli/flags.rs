@@ -3,6 +3,7 @@
 use super::values::{bytes, duration, parse, positive, share, stored_type};
 use crate::calibrate::moments::Shares;
 use crate::error::{Error, Result};
+use crate::factorize::device::Choice;
 use crate::factorize::{Method, Rotate};
 use crate::format::retype::KeptTypes;
 use crate::gguf::GgmlType;
@@ -200,6 +201,10 @@ pub struct ConvertArgs {
     /// beginning if that is not enough
     #[arg(long, value_name = "SIZE", value_parser = bytes, help_heading = "Run")]
     max_memory: Option<u64>,
+    /// What factorizes by LB-ADMM and polishes: cpu, cuda (an NVIDIA GPU, or an error), or auto (the GPU if it works); the rest
+    /// runs on the CPU
+    #[arg(long, value_name = "NAME", default_value_t = Choice::Cpu, value_parser = parse::<Choice>, help_heading = "Run")]
+    device: Choice,
     /// Threads [default: all that this process may use]
     #[arg(long, short, value_name = "N", help_heading = "Run")]
     threads: Option<usize>,
@@ -266,6 +271,7 @@ impl ConvertArgs {
             ("--generated-windows", self.generated_windows.is_some()),
             ("--dry-run", self.dry_run),
             ("--max-memory", self.max_memory.is_some()),
+            ("--device", self.device != Choice::Cpu),
             ("--report", !self.report.is_empty()),
             ("--coherence or one of its limits", self.coherence),
         ];
@@ -315,6 +321,7 @@ impl ConvertArgs {
             iterations: self.iterations,
             seed: self.seed,
             threads,
+            device: self.device,
             imatrix: self.imatrix.clone(),
             calibration: self.calibrates().then(|| Calibration {
                 files: self.calibration.clone(),

@@ -36,6 +36,10 @@ pub fn hint(e: &Error) -> Option<String> {
                 "leave this matrix as it is with --tensor-rule '^{name}$=keep', or try another --seed"
             ));
         }
+        Error::Device(_) => {
+            "look at the GPU (nvidia-smi, the kernel's log) and repeat the command, which goes on from what is finished; without \
+             --device the CPU does all the work"
+        }
         Error::Unsupported { .. } | Error::Usage(_) => return None,
     };
     Some(text.to_owned())

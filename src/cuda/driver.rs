@@ -10,7 +10,7 @@ use std::ptr::null_mut;
 
 /// Aligned, as the driver wants images.
 #[repr(C, align(64))]
-struct Image<T: ?Sized>(T);
+pub(super) struct Image<T: ?Sized>(pub(super) T);
 static IMAGE: &Image<[u8]> = &Image(*include_bytes!(concat!(env!("OUT_DIR"), "/littlebit.fatbin")));
 
 const OLDEST: (i32, i32) = (8, 0);
@@ -28,7 +28,7 @@ unsafe impl Send for Module {}
 // SAFETY: as above.
 unsafe impl Sync for Module {}
 
-fn checked(call: &'static str, result: CUresult) -> Result<(), Failure> {
+pub(super) fn checked(call: &'static str, result: CUresult) -> Result<(), Failure> {
     if result == CUresult::CUDA_SUCCESS {
         return Ok(());
     }
@@ -57,6 +57,28 @@ fn current() -> Result<sys::CUcontext, Failure> {
     Ok(context)
 }
 
+/// Refuses a device that is older than the kernels want.
+pub(super) fn check_capability(device: sys::CUdevice) -> Result<(), Failure> {
+    use sys::CUdevice_attribute::{
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
+    };
+    let attribute = |which| {
+        let mut value = 0;
+        // SAFETY: writes a number.
+        checked("cuDeviceGetAttribute", unsafe { sys::cuDeviceGetAttribute(&mut value, which, device) })?;
+        Ok::<i32, Failure>(value)
+    };
+    let capability = (attribute(MAJOR)?, attribute(MINOR)?);
+    if capability < OLDEST {
+        let (major, minor) = capability;
+        return Err(Failure::Absent(format!(
+            "the device has compute capability {major}.{minor}, 8.0 is needed"
+        )));
+    }
+    Ok(())
+}
+
 impl Module {
     /// Loads the kernels into the context of the calling thread.
     /// Errors: [`Failure::Absent`] without a driver, a device, or one of capability 8.0; [`Failure::Context`].
@@ -80,24 +102,7 @@ impl Module {
         let mut device = 0;
         // SAFETY: writes a number.
         checked("cuCtxGetDevice", unsafe { sys::cuCtxGetDevice(&mut device) })?;
-        use sys::CUdevice_attribute::{
-            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
-            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
-        };
-        let attribute = |which| {
-            let mut value = 0;
-            // SAFETY: writes a number.
-            checked("cuDeviceGetAttribute", unsafe { sys::cuDeviceGetAttribute(&mut value, which, device) })?;
-            Ok::<i32, Failure>(value)
-        };
-        let capability = (attribute(MAJOR)?, attribute(MINOR)?);
-        if capability < OLDEST {
-            let (major, minor) = capability;
-            return Err(Failure::Absent(format!(
-                "the device has compute capability {major}.{minor}, 8.0 is needed"
-            )));
-        }
-
+        check_capability(device)?;
         let mut module = null_mut();
         // SAFETY: a fatbin with its length inside, aligned.
         checked("cuModuleLoadData", unsafe { sys::cuModuleLoadData(&mut module, IMAGE.0.as_ptr().cast()) })?;
@@ -129,7 +134,7 @@ impl Module {
         args.columns = work;
         args.planes = work + 16 * u64::from(args.n);
         args.plane = plane_bytes(args.cols) as u32;
-        for launch in plan(args.rows, args.cols, args.n) {
+        for launch in plan(args.rows, args.cols, args.n).iter() {
             let mut params = [(&raw mut args).cast::<c_void>()];
             // SAFETY: a function of the module, which takes one Args by value; the rest is the caller's promise.
             let result = unsafe {

@@ -6,9 +6,12 @@
 //! | `plan` | launches and work memory of a stage |
 //! | `driver` | the kernels in a CUDA context, through the driver's library; feature `cuda` |
 //! | `absent` | says so in builds without that feature |
+//! | `compute` | memory, products and kernels for the compressor; feature `cuda` |
 
 #[cfg(not(feature = "cuda"))]
 mod absent;
+#[cfg(feature = "cuda")]
+pub mod compute;
 #[cfg(feature = "cuda")]
 mod driver;
 mod plan;
@@ -17,7 +20,7 @@ mod plan;
 pub use absent::Module;
 #[cfg(feature = "cuda")]
 pub use driver::Module;
-pub use plan::{Args, Kernel, Launch, plan, plane_bytes, work_bytes};
+pub use plan::{Args, Kernel, Launch, Plan, plan, plane_bytes, work_bytes};
 
 /// Why nothing runs on a GPU.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -28,12 +31,15 @@ pub enum Failure {
     /// The calling thread has no CUDA context, or another one than the module.
     #[error("{0}")]
     Context(String),
-    /// The driver refused a call.
-    #[error("CUDA driver, {call}: {reason}")]
+    /// Device memory is not there.
+    #[error("{0} bytes of device memory are not free")]
+    Memory(u64),
+    /// The driver or a library refused a call.
+    #[error("CUDA, {call}: {reason}")]
     Driver {
-        /// Function of the driver.
+        /// The function.
         call: &'static str,
-        /// In the driver's words.
+        /// In its words.
         reason: String,
     },
 }

@@ -82,6 +82,30 @@ pub struct Launch {
     pub shared: u32,
 }
 
+/// The launches of a stage, one after the other.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    count: usize,
+    launches: [Launch; 2],
+}
+
+impl Plan {
+    fn one(launch: Launch) -> Self {
+        Self { count: 1, launches: [launch; 2] }
+    }
+
+    fn two(first: Launch, second: Launch) -> Self {
+        Self { count: 2, launches: [first, second] }
+    }
+}
+
+impl std::ops::Deref for Plan {
+    type Target = [Launch];
+    fn deref(&self) -> &[Launch] {
+        &self.launches[..self.count]
+    }
+}
+
 /// What every kernel takes, by value: `y = add + post * (S (pre * x))` for `n` columns. Pointers are the device's.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -145,8 +169,8 @@ const fn slice_cols(cols: u32, slices: u32) -> u32 {
     cols.div_ceil(CHUNK as u32).div_ceil(slices) * CHUNK as u32
 }
 
-/// The launches of a stage, one after the other, for `n > 0` columns.
-pub fn plan(rows: u32, cols: u32, n: u32) -> Vec<Launch> {
+/// The launches of a stage for `n > 0` columns.
+pub fn plan(rows: u32, cols: u32, n: u32) -> Plan {
     let blocks = rows.div_ceil(32);
     let small = |kernel, width: u32, grid_y, more| Launch {
         kernel,
@@ -156,13 +180,13 @@ pub fn plan(rows: u32, cols: u32, n: u32) -> Vec<Launch> {
         shared: SMALL_WARPS * width * 32 * 4 + more,
     };
     if n == 1 && cols <= FUSED_COLS {
-        return vec![small(Kernel::Fused, 4, 1, SCRATCH + 2 * plane_bytes(cols) as u32)];
+        return Plan::one(small(Kernel::Fused, 4, 1, SCRATCH + 2 * plane_bytes(cols) as u32));
     }
     if n == 1 {
         let slices = cols.div_ceil(SLICE);
         let (block, shared) = (SMALL_WARPS * 32, SCRATCH);
         let extent = Launch { kernel: Kernel::Extent, grid_x: EXTENTS, grid_y: 1, block, shared };
-        return vec![extent, small(Kernel::Split, 4, slices, SCRATCH + 2 * slice_cols(cols, slices))];
+        return Plan::two(extent, small(Kernel::Split, 4, slices, SCRATCH + 2 * slice_cols(cols, slices)));
     }
     let quantize =
         Launch { kernel: Kernel::Quantize, grid_x: n, grid_y: 1, block: QUANTIZE_THREADS, shared: SCRATCH };
@@ -177,5 +201,5 @@ pub fn plan(rows: u32, cols: u32, n: u32) -> Vec<Launch> {
             shared: 2 * 2 * LARGE_N * LARGE_STRIDE,
         },
     };
-    vec![quantize, product]
+    Plan::two(quantize, product)
 }

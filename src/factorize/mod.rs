@@ -7,9 +7,12 @@
 //!   optionally after a rotation of the latent space ([`Rotate::Itq`]).
 //!
 //! Everything runs on the current rayon pool, in blocks whose size does not depend on the number of threads; the
-//! same job gives the same bits on one thread and on many.
+//! same job gives the same bits on one thread and on many. LB-ADMM and polish can run on a GPU ([`Device`]), whose results
+//! differ from the CPU's by rounding.
 
 mod admm;
+mod algebra;
+pub mod device;
 mod error;
 mod export;
 mod gemm;
@@ -26,11 +29,13 @@ use crate::bits::SignMatrix;
 use crate::error::{Error, Result};
 use crate::format::factors::FactorPath;
 use crate::plan::{check_paths, check_rank};
+use device::compute;
 use std::fmt;
 use std::str::FromStr;
 use weighting::Weighting;
 
 pub use admm::DEFAULT_ITERATIONS as ADMM_ITERATIONS;
+pub use device::Device;
 pub use rotate::DEFAULT_ITERATIONS as ITQ_ITERATIONS;
 pub(crate) use svd::is_small_part;
 pub use weighting::SHRINKAGE;
@@ -125,7 +130,7 @@ pub struct Outcome {
     pub error_weighted: f64,
 }
 
-/// Factorizes one matrix.
+/// Factorizes one matrix on the CPU.
 ///
 /// # Errors
 /// [`Error::Usage`] for options that exclude each other, [`Error::Numeric`] for weights or importance that are
@@ -134,13 +139,24 @@ pub struct Outcome {
 /// # Panics
 /// If slices do not have the lengths that the shape asks for.
 pub fn factorize(job: &Job) -> Result<Outcome> {
+    factorize_on(&Device::cpu(), job)
+}
+
+/// Factorizes one matrix, LB-ADMM on `device`.
+///
+/// # Errors
+/// As [`factorize`], and [`Error::Device`].
+///
+/// # Panics
+/// As [`factorize`].
+pub fn factorize_on(device: &Device, job: &Job) -> Result<Outcome> {
     check(job)?;
     let weighting = Weighting::new(job)?;
     let mut residual: Option<Vec<f32>> = None;
     let mut paths = Vec::with_capacity(job.paths);
     for index in 0..job.paths {
         let w = residual.as_deref().unwrap_or(job.w);
-        let path = one_path(job, w, index, &weighting)?;
+        let path = one_path(device, job, w, index, &weighting)?;
         if index + 1 < job.paths {
             residual = Some(error::residual(w, &path));
         }
@@ -151,16 +167,27 @@ pub fn factorize(job: &Job) -> Result<Outcome> {
 }
 
 /// Path `index` of the job, for the weights or the residual `w`.
-fn one_path(job: &Job, w: &[f32], index: usize, weighting: &Weighting) -> Result<FactorPath> {
+fn one_path(
+    device: &Device,
+    job: &Job,
+    w: &[f32],
+    index: usize,
+    weighting: &Weighting,
+) -> Result<FactorPath> {
     let Some(scaled) = weighting.apply(job, w)? else {
         return Ok(export::zero_path(job.d_out, job.d_in, job.rank));
     };
-    let mut rng = start::rng(job.seed, job.name, index);
+    let rng = || start::rng(job.seed, job.name, index);
     let mut path = match job.method {
-        Method::Admm => admm::factorize(job, &scaled.w, job.iterations.unwrap_or(ADMM_ITERATIONS), &mut rng)?,
+        Method::Admm => {
+            let iterations = job.iterations.unwrap_or(ADMM_ITERATIONS);
+            compute!(device, job.name, admm_bytes(job.d_out, job.d_in, job.rank), algebra => {
+                admm::factorize(algebra, job, &scaled.w, iterations, &mut rng())
+            })?
+        }
         Method::DualSvid => {
             let itq = job.rotate.map(|Rotate::Itq| job.iterations.unwrap_or(ITQ_ITERATIONS));
-            svid::factorize(job, &scaled.w, itq, &mut rng)?
+            svid::factorize(job, &scaled.w, itq, &mut rng())?
         }
     };
     weighting.undo(&mut path, scaled.magnitude);

@@ -7,7 +7,7 @@ use faer::{Auto, Mat, MatMut, Par, Spec};
 use rayon::prelude::*;
 
 /// How often the ridge may grow tenfold before the matrix counts as hopeless.
-const ATTEMPTS: usize = 6;
+pub(super) const ATTEMPTS: usize = 6;
 
 /// Overwrites `rhs` (`r x n`) with `(G + ridge I)^-1 rhs`; only the lower triangle of `gram` (`r x r`) is read.
 ///

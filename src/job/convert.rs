@@ -1,7 +1,8 @@
 //! source -> plan -> factorize -> format, streamed tensor by tensor.
 
 use crate::error::{Error, Result};
-use crate::factorize::{Method, Rotate};
+use crate::factorize::device::Choice;
+use crate::factorize::{Device, Method, Rotate};
 use crate::format::schema::{self, key};
 use crate::format::{LittleBitFile, lossy};
 use crate::gguf::{GgmlType, Writer};
@@ -44,6 +45,8 @@ pub struct Options {
     pub seed: u64,
     /// Threads to use.
     pub threads: usize,
+    /// What factorizes by LB-ADMM and polishes.
+    pub device: Choice,
     /// Importance matrix of llama-imatrix.
     pub imatrix: Option<PathBuf>,
     /// Texts for a calibrated and tuned conversion; `None` factorizes every matrix by itself.
@@ -127,11 +130,15 @@ pub fn convert(
             progress(Event::Warning(&warning));
         }
     }
+    let device = open_device(options)?;
+    device.take_notes().iter().for_each(|note| progress(Event::Note(note)));
+    // From here on what it is, no longer what was hoped for.
+    let options = &Options { device: device.kind(), ..options.clone() };
     let sha256 = source.sha256()?;
     let work_dir = options.work_dir(target);
     let journal = Journal::open(&work_dir, &fingerprint(&sha256, options)?)?;
     let pool = start(options.threads)?;
-    let run = Run { source, target, options, pool, sha256, journal: &journal };
+    let run = Run { source, target, options, device: &device, pool, sha256, journal: &journal };
     let mut stages = Stages::new();
     let mut heard = |event: Event| {
         stages.hear(&event);
@@ -146,7 +153,7 @@ pub fn convert(
         }
         Err(e) => {
             // What the system refused can be mended and repeated; an input at fault will change.
-            if matches!(e, Error::Io { .. }) && journal.holds_work() {
+            if matches!(e, Error::Io { .. } | Error::Device(_)) && journal.holds_work() {
                 progress(Event::Note(&format!(
                     "finished work is kept in {}; the same command goes on from there",
                     work_dir.display()
@@ -160,11 +167,26 @@ pub fn convert(
     }
 }
 
+/// The device that the options mean.
+///
+/// # Errors
+/// As [`Device::open`]; [`Error::Usage`] for a method that a GPU does not have.
+fn open_device(options: &Options) -> Result<Device> {
+    match (options.device, options.method) {
+        (Choice::Cuda, Method::DualSvid) => {
+            Err(Error::usage("--device cuda is for --method admm; dual-svid runs on the CPU: leave it out"))
+        }
+        (Choice::Auto, Method::DualSvid) => Ok(Device::cpu()),
+        (choice, _) => Device::open(choice),
+    }
+}
+
 /// A conversion whose request is sound.
 struct Run<'a> {
     source: &'a dyn TensorSource,
     target: &'a Path,
     options: &'a Options,
+    device: &'a Device,
     pool: rayon::ThreadPool,
     sha256: String,
     journal: &'a Journal,
@@ -173,7 +195,7 @@ struct Run<'a> {
 impl Run<'_> {
     /// Makes what is not made yet and writes the file.
     fn finish(self, layout: &mut Layout, progress: &mut dyn FnMut(Event)) -> Result<Report> {
-        let Self { source, target, options, pool, sha256, journal } = self;
+        let Self { source, target, options, device, pool, sha256, journal } = self;
         // Ranks as they are without measurements: in sum they differ little.
         let first = layout.plan(source, options)?;
         let at_once = workers(source, &layout.actions, &layout.specs, &first, options)?;
@@ -183,7 +205,9 @@ impl Run<'_> {
             Some(calibration) => {
                 let c = in_pool(
                     &pool,
-                    |on_event| Calibrated::new(source, options, calibration, first.bpw, journal, on_event),
+                    |on_event| {
+                        Calibrated::new(source, options, calibration, first.bpw, device, journal, on_event)
+                    },
                     progress,
                 )?;
                 // Events come from the thread that runs the stages; they are handed on as they arrive.
@@ -249,7 +273,9 @@ impl Run<'_> {
                             let error = crate::factorize::relative_error(&w, &made.factors.slices, None);
                             finished(spec, &made.factors, error, made.seconds, options)
                         }
-                        None => factorize_tensor(source, i, *at, spec, rank, options, imatrix, journal),
+                        None => {
+                            factorize_tensor(source, device, i, *at, spec, rank, options, imatrix, journal)
+                        }
                     }
                 }),
             }
@@ -273,6 +299,7 @@ impl Run<'_> {
                     for (name, bytes) in &parts {
                         writer.write_tensor(name, bytes).map_err(|e| at_output(e, target))?;
                     }
+                    device.take_notes().iter().for_each(|note| progress(Event::Note(note)));
                     progress(Event::Matrix { index: matrices.len(), count: specs.len(), report: &report });
                     matrices.push(report);
                 }
@@ -306,6 +333,7 @@ impl Run<'_> {
             method: method_text(options),
             seed: options.seed,
             threads: options.threads,
+            device: device.name(),
             imatrix: options.imatrix.clone(),
             calibration: options.calibration.as_ref().map(|c| c.files.clone()).unwrap_or_default(),
             generated_windows: options.calibration.as_ref().map_or(0, Calibration::generated),

@@ -1,6 +1,7 @@
 //! What makes two runs the same.
 
 use crate::error::Result;
+use crate::factorize::device::Choice;
 use crate::format::schema::TOOL;
 use crate::gguf::GgmlType;
 use crate::job::convert::Options;
@@ -28,6 +29,10 @@ pub(super) fn fingerprint(sha256: &str, options: &Options) -> Result<Fingerprint
     put("rotation", options.rotate.map_or("none".to_owned(), |r| r.to_string()));
     put("iterations", options.iterations.map_or("the method's".to_owned(), |n| n.to_string()));
     put("seed", options.seed.to_string());
+    // A GPU's sums are rounded otherwise.
+    if options.device != Choice::Cpu {
+        put("device", options.device.to_string());
+    }
     let digest = |path: &PathBuf| source::sha256(std::slice::from_ref(path));
     put("imatrix sha256", options.imatrix.as_ref().map(digest).transpose()?.unwrap_or_default());
     if let Some(c) = &options.calibration {

@@ -2,6 +2,7 @@
 
 use super::convert::Options;
 use crate::calibrate::imatrix::Imatrix;
+use crate::factorize::device::Choice;
 use crate::format::schema::{self, Shape, key};
 use crate::gguf::{Array, GgmlType, TensorDesc, Value, encode};
 use crate::plan::{MatrixSpec, Plan};
@@ -90,6 +91,9 @@ pub(super) fn method_text(options: &Options) -> String {
     }
     if let Some(n) = options.iterations {
         text += &format!(" iterations={n}");
+    }
+    if options.device != Choice::Cpu {
+        text += &format!(" device={}", options.device);
     }
     text
 }

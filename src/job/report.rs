@@ -165,6 +165,9 @@ pub struct Report {
     pub seed: u64,
     /// Threads used.
     pub threads: usize,
+    /// What factorized: "cpu", or "cuda" and the name of the GPU. Matrices too large for its memory, which notes name, were the
+    /// CPU's all the same.
+    pub device: String,
     /// Importance statistics used, if any.
     pub imatrix: Option<PathBuf>,
     /// Files with the texts of a calibrated conversion.

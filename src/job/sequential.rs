@@ -12,6 +12,7 @@ use crate::decoder::{
     Binary, Block, BlockTape, Config, Linear, Loader, Model, Precision, Rotation, Site, Weight,
 };
 use crate::error::Result;
+use crate::factorize::Device;
 use crate::format::Factors;
 use crate::job::convert::Options;
 use crate::job::journal::Journal;
@@ -63,6 +64,8 @@ pub(super) struct Stage<'a> {
     /// Whether the inputs' sums of squares are wanted.
     pub imatrix: bool,
     pub options: &'a Options,
+    /// What factorizes.
+    pub device: &'a Device,
     pub journal: &'a Journal,
 }
 
@@ -186,6 +189,7 @@ impl Stage<'_> {
                 }
             };
             model.blocks.push(block);
+            self.device.take_notes().iter().for_each(|note| progress(Event::Note(note)));
             if let Some(outcome) = &outcome {
                 progress(Event::Block { index: b, count: model.config.blocks, outcome });
             }

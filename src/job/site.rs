@@ -46,7 +46,8 @@ impl Stage<'_> {
             }
             if self.tuning.passes > 0 {
                 let slices = &made[&l.name].factors.slices;
-                margins.extend(polish::margins(&target, slices, &metric, rows.as_deref()));
+                let rows = rows.as_deref();
+                margins.extend(polish::margins(self.device, &l.name, &target, slices, &metric, rows)?);
             }
         }
         Ok(margins)
@@ -68,7 +69,7 @@ impl Stage<'_> {
         for (row, s) in target.chunks_exact_mut(l.d_in).zip(rows.iter().copied().flatten()) {
             row.iter_mut().for_each(|x| *x *= s);
         }
-        let mut outcome = factorize::factorize(&Job {
+        let job = Job {
             name: &l.name,
             w: &target,
             d_out: l.d_out,
@@ -80,10 +81,11 @@ impl Stage<'_> {
             importance: Some(importance),
             seed: options.seed,
             iterations: options.iterations,
-        })?;
+        };
+        let mut outcome = factorize::factorize_on(self.device, &job)?;
         if options.method == Method::Admm && options.paths == 1 && self.polish_rounds > 0 {
-            outcome.paths[0] =
-                polish::polish(&l.name, &target, &outcome.paths[0], metric, self.polish_rounds)?;
+            let (path, rounds) = (&outcome.paths[0], self.polish_rounds);
+            outcome.paths[0] = polish::polish(self.device, &l.name, &target, path, metric, rounds)?;
         }
         if let Some(rows) = rows {
             for p in &mut outcome.paths {

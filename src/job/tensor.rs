@@ -2,7 +2,7 @@
 
 use crate::calibrate::imatrix::Imatrix;
 use crate::error::Result;
-use crate::factorize::{Job, factorize};
+use crate::factorize::{Device, Job, factorize_on};
 use crate::format::schema::{self, Part};
 use crate::format::{Factors, lossy};
 use crate::gguf::GgmlType;
@@ -67,6 +67,7 @@ type Record = (Factors, (f64, f64), f64);
 #[allow(clippy::too_many_arguments)]
 pub(super) fn factorize_tensor(
     source: &dyn TensorSource,
+    device: &Device,
     i: usize,
     at: usize,
     spec: &MatrixSpec,
@@ -87,7 +88,7 @@ pub(super) fn factorize_tensor(
     for (e, w) in w.chunks_exact(d_out * d_in).enumerate() {
         let name = if spec.experts == 1 { spec.name.clone() } else { format!("{}[{e}]", spec.name) };
         let importance = imatrix.as_ref().and_then(|im| im.importance(&spec.name, e, d_in));
-        let outcome = factorize(&Job {
+        let job = Job {
             name: &name,
             w,
             d_out,
@@ -99,7 +100,8 @@ pub(super) fn factorize_tensor(
             importance,
             seed: options.seed,
             iterations: options.iterations,
-        })?;
+        };
+        let outcome = factorize_on(device, &job)?;
         error += outcome.error_plain / spec.experts as f64;
         weighted_error += outcome.error_weighted / spec.experts as f64;
         slices.extend(outcome.paths);

@@ -131,6 +131,7 @@ pub(super) struct Calibrated<'a> {
     source: &'a dyn TensorSource,
     pub(super) options: &'a Options,
     pub(super) calibration: &'a Calibration,
+    device: &'a factorize::Device,
     journal: &'a Journal,
     portions: Portions,
     started: Instant,
@@ -145,12 +146,13 @@ pub(super) struct Calibrated<'a> {
 }
 
 impl<'a> Calibrated<'a> {
-    /// Reads and tokenizes the texts; the result will have about `bpw` bits per weight.
+    /// Reads and tokenizes the texts; the result will have about `bpw` bits per weight and be factorized on `device`.
     pub fn new(
         source: &'a dyn TensorSource,
         options: &'a Options,
         calibration: &'a Calibration,
         bpw: f64,
+        device: &'a factorize::Device,
         journal: &'a Journal,
         progress: &mut dyn FnMut(Event),
     ) -> Result<Self> {
@@ -196,6 +198,7 @@ impl<'a> Calibrated<'a> {
             source,
             options,
             calibration,
+            device,
             journal,
             portions,
             started,
@@ -287,6 +290,7 @@ impl<'a> Calibrated<'a> {
             tuning: BlockSettings { passes, ..BlockSettings::default() },
             imatrix: calibration.save_imatrix.is_some(),
             options: &job,
+            device: self.device,
             journal: self.journal,
         };
         let Sequential { mut model, source, mut made, teacher, rows, imatrix } = stage.run(progress)?;

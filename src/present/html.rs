@@ -75,6 +75,7 @@ fn cards(report: &Report) -> String {
         ("Mean relative error", format!("{:.4}", report.mean_error)),
         ("Time", duration(report.seconds)),
         ("Threads", report.threads.to_string()),
+        ("Factorized on", report.device.clone()),
     ];
     // 0 where the system does not tell.
     let peak = report.stages.iter().map(|s| s.peak_rss).max().filter(|&bytes| bytes > 0);

@@ -218,6 +218,7 @@ mod tests {
             method: "lb-admm paths=1 effort=fast".to_owned(),
             seed: 4711,
             threads: 2,
+            device: "cpu".to_owned(),
             imatrix: None,
             calibration: vec!["secret/texts/prose.txt".into()],
             generated_windows: 256,

@@ -109,8 +109,8 @@ fn check(host: &Host, case: &Case, d: &Data, order: i32) {
         n,
         plane: cuda::plane_bytes(cols) as u32,
     };
-    for launch in cuda::plan(rows, cols, n) {
-        assert!(host.launch(&launch, &args, order), "threads of {launch:?} do not meet");
+    for launch in cuda::plan(rows, cols, n).iter() {
+        assert!(host.launch(launch, &args, order), "threads of {launch:?} do not meet");
     }
     let (rows, cols) = (case.rows, case.cols);
     assert!(same(y.as_slice(), &expected(case, d)), "{rows} x {cols}, n = {n}, order {order}");
@@ -136,7 +136,7 @@ fn every_kernel_gives_the_bits_of_the_scalar_kernel() {
                 odd: bit(2),
             };
             let d = data(&case, &mut random, |_, r| r.normal());
-            for launch in cuda::plan(rows as u32, cols as u32, n as u32) {
+            for launch in cuda::plan(rows as u32, cols as u32, n as u32).iter() {
                 seen[launch.kernel as usize] = true;
             }
             let orders = if rows * cols * n < 20_000 { &ORDERS[..] } else { &ORDERS[(rows + n) % 3..][..1] };
@@ -208,7 +208,11 @@ fn both_planners_agree() {
     for rows in [1, 32, 33, 127, 128, 129, 4096, 28672, 128_256] {
         for cols in [1, 128, 129, 576, 4096, 8191, 8192, 8193, 28672, 1 << 18] {
             for n in [1, 2, 4, 5, 8, 9, 15, 16, 17, 31, 32, 33, 512, 4096] {
-                assert_eq!(cuda::plan(rows, cols, n), host.plan(rows, cols, n), "{rows} x {cols}, {n}");
+                assert_eq!(
+                    cuda::plan(rows, cols, n)[..],
+                    host.plan(rows, cols, n)[..],
+                    "{rows} x {cols}, {n}"
+                );
                 assert_eq!(cuda::work_bytes(rows, cols, n), host.work_bytes(rows, cols, n));
                 assert_eq!(cuda::plane_bytes(cols) as u32, host.plane_bytes(cols));
             }

@@ -1,7 +1,11 @@
+// Fibers change places by longjmp, which its checked form would refuse.
+#undef _FORTIFY_SOURCE
+
 #include "machine.h"
 
 #include <algorithm>
 #include <cmath>
+#include <csetjmp>
 #include <cstring>
 #include <memory>
 #include <random>
@@ -18,37 +22,66 @@ namespace {
 constexpr size_t STACK = 128 << 10;
 
 // Why a fiber waits. Collectives are told apart, so that a warp whose lanes stand at different ones is noticed.
-enum class at { start, running, barrier, shuffle, mma, end };
+enum class at { running, barrier, shuffle, mma, end };
 
 struct fiber {
-    ucontext_t context;
-    std::unique_ptr<char[]> stack{ new char[STACK] };
+    jmp_buf place; // once it has started
+    std::unique_ptr<char[]> stack;
     at where;
     uint32_t in[10]; // operands of a collective: d, a, b of mma; value and mask of a shuffle
     uint32_t out[4];
 };
 
 struct machine {
-    std::vector<fiber> fibers;
-    ucontext_t scheduler;
+    std::vector<fiber> fibers; // kept from launch to launch, at least as many as a block has threads
+    uint32_t threads = 0;      // of a block
+    jmp_buf scheduler;
     uint32_t current = 0;
     body kernel = nullptr;
     const void * args = nullptr;
     uint8_t * shared = nullptr;
 } m;
 
-void enter() {
-    m.kernel(m.args);
-    m.fibers[m.current].where = at::end;
-    swapcontext(&m.fibers[m.current].context, &m.scheduler);
+// Back to the scheduler until it lets the thread go on. setjmp saves no signal mask and makes no call of the system.
+void leave() {
+    if (_setjmp(m.fibers[m.current].place) == 0) {
+        _longjmp(m.scheduler, 1);
+    }
 }
 
-// Leaves the current thread until the scheduler lets it go on.
+void enter() {
+    for (;;) {
+        m.kernel(m.args);
+        m.fibers[m.current].where = at::end;
+        leave();
+    }
+}
+
+// Lets thread `index` run to the next place where it waits.
+void resume(uint32_t index) {
+    fiber & f = m.fibers[index];
+    m.current = index;
+    thread_index = { index, 0, 0 };
+    f.where = at::running;
+    if (_setjmp(m.scheduler) == 0) {
+        if (f.stack) {
+            _longjmp(f.place, 1);
+        }
+        f.stack.reset(new char[STACK]);
+        ucontext_t context;
+        getcontext(&context);
+        context.uc_stack.ss_sp   = f.stack.get();
+        context.uc_stack.ss_size = STACK;
+        context.uc_link = nullptr;
+        makecontext(&context, enter, 0);
+        setcontext(&context);
+    }
+}
+
+// Leaves the current thread until all that it waits for are there.
 void wait(at where) {
-    fiber & f = m.fibers[m.current];
-    f.where = where;
-    swapcontext(&f.context, &m.scheduler);
-    thread_index = { m.current, 0, 0 };
+    m.fibers[m.current].where = where;
+    leave();
 }
 
 int8_t byte_of(uint32_t word, int i) { return (int8_t) (word >> 8*i); }
@@ -101,11 +134,7 @@ bool run_warp(uint32_t warp, order how, std::mt19937 & random) {
         std::shuffle(lanes, lanes + 32, random);
     }
     for (uint32_t lane : lanes) {
-        fiber & f = m.fibers[32*warp + lane];
-        m.current = 32*warp + lane;
-        thread_index = { m.current, 0, 0 };
-        f.where = at::running;
-        swapcontext(&m.scheduler, &f.context);
+        resume(32*warp + lane);
     }
     fiber * first = &m.fibers[32*warp];
     for (int lane = 1; lane < 32; ++lane) {
@@ -122,14 +151,6 @@ bool run_warp(uint32_t warp, order how, std::mt19937 & random) {
 }
 
 bool run_block(uint32_t warps, order how, std::mt19937 & random) {
-    for (fiber & f : m.fibers) {
-        getcontext(&f.context);
-        f.context.uc_stack.ss_sp   = f.stack.get();
-        f.context.uc_stack.ss_size = STACK;
-        f.context.uc_link = nullptr;
-        f.where = at::start;
-        makecontext(&f.context, enter, 0);
-    }
     std::vector<uint32_t> turn(warps);
     for (;;) {
         // one stretch: every warp to the block's next barrier or to its end
@@ -147,7 +168,8 @@ bool run_block(uint32_t warps, order how, std::mt19937 & random) {
             } while (m.fibers[32*w].where != at::barrier && m.fibers[32*w].where != at::end);
         }
         const at where = m.fibers[0].where;
-        if (std::any_of(m.fibers.begin(), m.fibers.end(), [&](const fiber & f) { return f.where != where; })) {
+        const auto last = m.fibers.begin() + m.threads;
+        if (std::any_of(m.fibers.begin(), last, [&](const fiber & f) { return f.where != where; })) {
             return false;
         }
         if (where == at::end) {
@@ -172,7 +194,10 @@ bool launch(body kernel, const void * args, uint32_t grid_x, uint32_t grid_y, ui
     m.shared = map + inner - shared;
     m.kernel = kernel;
     m.args   = args;
-    m.fibers = std::vector<fiber>(block);
+    m.threads = block;
+    if (m.fibers.size() < block) {
+        m.fibers = std::vector<fiber>(block);
+    }
     block_size = { block, 1, 1 };
     grid_size  = { grid_x, grid_y, 1 };
     std::mt19937 random(7);
@@ -190,7 +215,9 @@ bool launch(body kernel, const void * args, uint32_t grid_x, uint32_t grid_y, ui
         good = run_block(block/32, how, random);
     }
     munmap(map, inner + page);
-    m.fibers.clear();
+    if (!good) {
+        m.fibers.clear(); // some stand in the middle of the kernel
+    }
     return good;
 }
 

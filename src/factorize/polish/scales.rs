@@ -1,88 +1,89 @@
 //! Exact least squares for one scale vector at a time.
 
-use super::{Path, Problem};
-use crate::decoder::product::{times, times_transposed, transposed_times};
-use faer::linalg::solvers::Solve;
-use faer::{Mat, Side};
+use super::{Path, Problem, Products};
+use crate::factorize::algebra::Computed;
 
 /// Ridge towards the present value, relative to the mean of the diagonal.
 const RIDGE: f32 = 1e-4;
 
 /// Refits l, then h, then g.
-pub(super) fn refit(problem: &Problem, p: &mut Path) {
-    refit_l(problem, p);
-    refit_h(problem, p);
-    refit_g(problem, p);
+pub(super) fn refit<'a, A: Products<'a>>(
+    algebra: &A,
+    problem: &Problem<A::Values>,
+    p: &mut Path<A::Values>,
+) -> Computed<()> {
+    refit_l(algebra, problem, p)?;
+    refit_h(algebra, problem, p)?;
+    refit_g(algebra, problem, p)
 }
 
 /// `((A^T A) o (N^T H N)) l = diag(A^T T H N)` with `A = diag(h) U` and `N = diag(g) V`.
-pub(super) fn refit_l(problem: &Problem, p: &mut Path) {
+pub(super) fn refit_l<'a, A: Products<'a>>(
+    algebra: &A,
+    problem: &Problem<A::Values>,
+    p: &mut Path<A::Values>,
+) -> Computed<()> {
     let (r, d_in) = (p.rank, p.d_in);
-    let a = p.left();
-    let n: Vec<f32> = p.v.chunks_exact(r).zip(&p.g).flat_map(|(v, g)| v.iter().map(move |v| v * g)).collect();
-    let mut gram = vec![0f32; r * r];
-    transposed_times(&mut gram, &a, &a, r, r, false);
-    let mut hn = vec![0f32; d_in * r];
-    times(&mut hn, problem.metric, &n, r, d_in, false);
-    let mut inner = vec![0f32; r * r];
-    transposed_times(&mut inner, &n, &hn, r, r, false);
-    gram.iter_mut().zip(&inner).for_each(|(a, b)| *a *= b);
-    let mut thn = vec![0f32; p.d_out * r];
-    times(&mut thn, &problem.weighed, &n, r, d_in, false);
-    let rhs = column_dots(&a, &thn, r);
-    solve(&mut gram, rhs, &mut p.l);
+    let a = p.left(algebra)?;
+    let n = algebra.scaled(&p.v, Some(&p.g), None, r)?;
+    let mut gram = algebra.transposed_times(&a, &a, r, r)?;
+    let hn = algebra.times(&problem.metric, 0..d_in, &n, r, d_in)?;
+    let inner = algebra.transposed_times(&n, &hn, r, r)?;
+    drop(hn);
+    algebra.multiply(&mut gram, &inner, r)?;
+    drop(inner);
+    let thn = algebra.times(&problem.weighed, 0..p.d_out, &n, r, d_in)?;
+    let rhs = algebra.column_dots(&a, &thn, r)?;
+    drop((a, n, thn));
+    solve(algebra, gram, rhs, &mut p.l)
 }
 
 /// Rows are independent: `h_i = (C H T^T)_ii / (C H C^T)_ii` with `C = U diag(l) V^T diag(g)`.
-pub(super) fn refit_h(problem: &Problem, p: &mut Path) {
+pub(super) fn refit_h<'a, A: Products<'a>>(
+    algebra: &A,
+    problem: &Problem<A::Values>,
+    p: &mut Path<A::Values>,
+) -> Computed<()> {
     let d = p.d_in;
-    let mut c = vec![0f32; p.d_out * d];
-    times_transposed(&mut c, &p.u, &p.right(), d, p.rank, false);
-    let mut ch = vec![0f32; c.len()];
-    times(&mut ch, &c, problem.metric, d, d, false);
-    let rows = c.chunks_exact(d).zip(ch.chunks_exact(d)).zip(problem.weighed.chunks_exact(d));
-    for (h, ((c, ch), th)) in p.h.iter_mut().zip(rows) {
-        let dot =
-            |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
-        let (own, with) = (dot(c, ch), dot(c, th));
-        if own > 0.0 {
+    let right = p.right(algebra)?;
+    let c = algebra.times_transposed(&p.u, &right, d, p.rank)?;
+    drop(right);
+    let ch = algebra.times(&c, 0..p.d_out, &problem.metric, d, d)?;
+    let own = algebra.row_dots(&c, &ch, d)?;
+    let with = algebra.row_dots(&c, &problem.weighed, d)?;
+    for (h, (own, with)) in p.h.iter_mut().zip(own.iter().zip(with)) {
+        if *own > 0.0 {
             *h = (with / own) as f32;
         }
     }
+    Ok(())
 }
 
 /// `((F^T F) o H) g = diag(F^T T H)` with `F = diag(h) U diag(l) V^T`.
-pub(super) fn refit_g(problem: &Problem, p: &mut Path) {
+pub(super) fn refit_g<'a, A: Products<'a>>(
+    algebra: &A,
+    problem: &Problem<A::Values>,
+    p: &mut Path<A::Values>,
+) -> Computed<()> {
     let d = p.d_in;
-    let scaled: Vec<f32> =
-        p.v.chunks_exact(p.rank).flat_map(|v| v.iter().zip(&p.l).map(|(v, l)| v * l)).collect();
-    let mut f = vec![0f32; p.d_out * d];
-    times_transposed(&mut f, &p.left(), &scaled, d, p.rank, false);
-    let mut gram = vec![0f32; d * d];
-    transposed_times(&mut gram, &f, &f, d, d, false);
-    gram.iter_mut().zip(problem.metric).for_each(|(a, b)| *a *= b);
-    let rhs = column_dots(&f, &problem.weighed, d);
-    solve(&mut gram, rhs, &mut p.g);
-}
-
-/// `sum_i a_ij b_ij` for every column j.
-fn column_dots(a: &[f32], b: &[f32], n: usize) -> Vec<f32> {
-    let mut out = vec![0f64; n];
-    for (a, b) in a.chunks_exact(n).zip(b.chunks_exact(n)) {
-        out.iter_mut().zip(a).zip(b).for_each(|((o, a), b)| *o += f64::from(*a) * f64::from(*b));
-    }
-    out.iter().map(|&x| x as f32).collect()
+    let scaled = algebra.scaled(&p.v, None, Some(&p.l), p.rank)?;
+    let left = p.left(algebra)?;
+    let f = algebra.times_transposed(&left, &scaled, d, p.rank)?;
+    drop((left, scaled));
+    let mut gram = algebra.transposed_times(&f, &f, d, d)?;
+    algebra.multiply(&mut gram, &problem.metric, d)?;
+    let rhs = algebra.column_dots(&f, &problem.weighed, d)?;
+    drop(f);
+    solve(algebra, gram, rhs, &mut p.g)
 }
 
 /// Replaces `x` by the solution of `(M + ridge I) y = b + ridge x`; leaves it if M is not positive definite.
-fn solve(m: &mut [f32], b: Vec<f32>, x: &mut [f32]) {
+fn solve<'a, A: Products<'a>>(algebra: &A, m: A::Values, mut b: Vec<f32>, x: &mut Vec<f32>) -> Computed<()> {
     let n = x.len();
-    let ridge = RIDGE * (0..n).map(|i| m[i * n + i]).sum::<f32>() / n as f32;
-    let matrix = Mat::from_fn(n, n, |i, j| m[i * n + j] + if i == j { ridge } else { 0.0 });
-    let Ok(factor) = matrix.llt(Side::Lower) else { return };
-    let rhs = Mat::from_fn(n, 1, |i, _| b[i] + ridge * x[i]);
-    let y = factor.solve(&rhs);
-    if (0..n).all(|i| y[(i, 0)].is_finite()) {
-        x.iter_mut().enumerate().for_each(|(i, x)| *x = y[(i, 0)]);
+    let ridge = RIDGE * algebra.diagonal(&m, n)?.iter().sum::<f32>() / n as f32;
+    b.iter_mut().zip(&*x).for_each(|(b, x)| *b += ridge * x);
+    if let Some(y) = algebra.solve(m, ridge, b)?.filter(|y| y.iter().all(|y| y.is_finite())) {
+        *x = y;
     }
+    Ok(())
 }

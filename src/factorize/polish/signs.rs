@@ -1,10 +1,10 @@
 //! Exact cyclic coordinate descent over signs.
 
-use super::{Path, Problem};
-use crate::decoder::product::{times, times_transposed, transposed_times};
+use super::{Path, Problem, Products};
+use crate::factorize::algebra::Computed;
 use rayon::prelude::*;
 
-/// Sweeps over the signs of a row at most.
+/// Sweeps over the signs of a row at most; `LBF_SWEEPS` in cpp/cuda/factorize_args.h.
 const SWEEPS: usize = 4;
 /// Columns of V whose gradient is kept up to date together.
 const COLUMNS: usize = 64;
@@ -13,7 +13,7 @@ const COLUMNS: usize = 64;
 ///
 /// Flipping u_k changes the objective by `4 u_k (c_k - a ((G u)_k - u_k G_kk))`: the sign that pays is that of the
 /// term in brackets.
-fn descend(u: &mut [f32], gu: &mut [f32], c: &[f32], gram: &[f32], a: f32) -> usize {
+pub(super) fn descend(u: &mut [f32], gu: &mut [f32], c: &[f32], gram: &[f32], a: f32) -> usize {
     let r = u.len();
     let mut flips = 0;
     for _ in 0..SWEEPS {
@@ -38,66 +38,73 @@ fn descend(u: &mut [f32], gu: &mut [f32], c: &[f32], gram: &[f32], a: f32) -> us
 
 /// `G = M H M^T` (`r x r`), `T H M^T` and `U G` (both `d_out x r`) with `M = diag(l) V^T diag(g)`: row i of the error is
 /// `h_i^2 u G u - 2 h_i u (T H M^T)_i` and a constant.
-fn products_u(problem: &Problem, p: &Path) -> [Vec<f32>; 3] {
+fn products_u<'a, A: Products<'a>>(
+    algebra: &A,
+    problem: &Problem<A::Values>,
+    p: &Path<A::Values>,
+) -> Computed<[A::Values; 3]> {
     let (r, d_in) = (p.rank, p.d_in);
-    let m = p.right();
-    let mut hm = vec![0f32; d_in * r];
-    times(&mut hm, problem.metric, &m, r, d_in, false);
-    let mut gram = vec![0f32; r * r];
-    transposed_times(&mut gram, &m, &hm, r, r, false);
-    let mut c = vec![0f32; p.d_out * r];
-    times(&mut c, problem.target, &hm, r, d_in, false);
-    let mut gu = vec![0f32; p.d_out * r];
-    times(&mut gu, &p.u, &gram, r, r, false);
-    [gram, c, gu]
+    let m = p.right(algebra)?;
+    let hm = algebra.times(&problem.metric, 0..d_in, &m, r, d_in)?;
+    let gram = algebra.transposed_times(&m, &hm, r, r)?;
+    drop(m);
+    let c = algebra.times(&problem.target, 0..p.d_out, &hm, r, d_in)?;
+    drop(hm);
+    let gu = algebra.times(&p.u, 0..p.d_out, &gram, r, r)?;
+    Ok([gram, c, gu])
 }
 
 /// `Ga = A^T A` (`r x r`), `H T^T A` and `B = diag(g) V` (both `d_in x r`) with `A = diag(h) U diag(l)`.
-fn products_v(problem: &Problem, p: &Path) -> [Vec<f32>; 3] {
+fn products_v<'a, A: Products<'a>>(
+    algebra: &A,
+    problem: &Problem<A::Values>,
+    p: &Path<A::Values>,
+) -> Computed<[A::Values; 3]> {
     let (r, d_in) = (p.rank, p.d_in);
-    let a: Vec<f32> =
-        p.left().chunks_exact(r).flat_map(|row| row.iter().zip(&p.l).map(|(a, l)| a * l)).collect();
-    let mut gram = vec![0f32; r * r];
-    transposed_times(&mut gram, &a, &a, r, r, false);
+    let a = algebra.scaled(&p.u, Some(&p.h), Some(&p.l), r)?;
+    let gram = algebra.transposed_times(&a, &a, r, r)?;
     // H T^T A = (T H)^T A, H being symmetric.
-    let mut wanted = vec![0f32; d_in * r];
-    transposed_times(&mut wanted, &problem.weighed, &a, r, d_in, false);
-    let b = p.v.chunks_exact(r).zip(&p.g).flat_map(|(v, g)| v.iter().map(move |v| v * g)).collect();
-    [gram, wanted, b]
+    let wanted = algebra.transposed_times(&problem.weighed, &a, r, d_in)?;
+    drop(a);
+    let b = algebra.scaled(&p.v, Some(&p.g), None, r)?;
+    Ok([gram, wanted, b])
 }
 
 /// Rows of U are independent.
-pub(super) fn descend_u(problem: &Problem, p: &mut Path) -> usize {
-    let r = p.rank;
-    let [gram, mut c, mut gu] = products_u(problem, p);
-    p.u.par_chunks_mut(r)
-        .zip(gu.par_chunks_mut(r))
-        .zip(c.par_chunks_mut(r))
-        .zip(&p.h)
-        .map(|(((u, gu), c), &h)| {
-            // h^2 u G u - 2 h u c, divided by |h|.
-            c.iter_mut().for_each(|c| *c *= h.signum());
-            descend(u, gu, c, &gram, h.abs())
-        })
-        .sum()
+pub(super) fn descend_u<'a, A: Products<'a>>(
+    algebra: &A,
+    problem: &Problem<A::Values>,
+    p: &mut Path<A::Values>,
+) -> Computed<usize> {
+    let [gram, c, gu] = products_u(algebra, problem, p)?;
+    algebra.descend_rows(&mut p.u, gu, c, &gram, &p.h, p.rank)
 }
 
 /// Columns of V are coupled by H: the pull on column j is `(H T^T A - H B Ga)_j` without its own share `H_jj B_j Ga`.
-pub(super) fn descend_v(problem: &Problem, p: &mut Path) -> usize {
+///
+/// One column waits for the other, so the descent itself runs on one thread of the CPU wherever the products are formed.
+pub(super) fn descend_v<'a, A: Products<'a>>(
+    algebra: &A,
+    problem: &Problem<A::Values>,
+    p: &mut Path<A::Values>,
+) -> Computed<usize> {
     let (r, d_in) = (p.rank, p.d_in);
-    let [gram, wanted, mut b] = products_v(problem, p);
+    let [gram, wanted, mut b] = products_v(algebra, problem, p)?;
+    let near = algebra.read(&gram, 0..r * r)?;
     let mut flips = 0;
     for start in (0..d_in).step_by(COLUMNS) {
         let n = COLUMNS.min(d_in - start);
-        let h = &problem.metric[start * d_in..(start + n) * d_in];
-        let mut hb = vec![0f32; n * r];
-        times(&mut hb, h, &b, r, d_in, false);
-        let mut pull = wanted[start * r..(start + n) * r].to_vec();
-        let mut share = vec![0f32; n * r];
-        times_transposed(&mut share, &hb, &gram, r, r, false);
-        pull.iter_mut().zip(&share).for_each(|(p, s)| *p -= s);
-        let mut gv = vec![0f32; n * r];
-        times(&mut gv, &p.v[start * r..(start + n) * r], &gram, r, r, false);
+        let (rows, place) = (start..start + n, start * r..(start + n) * r);
+        let h = algebra.read(&problem.metric, start * d_in..(start + n) * d_in)?;
+        let hb = algebra.times(&problem.metric, rows.clone(), &b, r, d_in)?;
+        let share = algebra.times_transposed(&hb, &gram, r, r)?;
+        let mut pull = algebra.read(&wanted, place.clone())?.into_owned();
+        let share = algebra.read(&share, 0..n * r)?;
+        pull.iter_mut().zip(&*share).for_each(|(p, s)| *p -= s);
+        let gv = algebra.times(&p.v, rows, &gram, r, r)?;
+        let mut gv = algebra.read(&gv, 0..n * r)?.into_owned();
+        let mut v = algebra.read(&p.v, place)?.into_owned();
+        let before = flips;
         for j in 0..n {
             let (g, own) = (p.g[start + j], h[j * d_in + start + j]);
             let (done, rest) = pull.split_at_mut((j + 1) * r);
@@ -106,52 +113,87 @@ pub(super) fn descend_v(problem: &Problem, p: &mut Path) -> usize {
             let before = gv.to_vec();
             // Own share out, then g^2 H_jj v Ga v - 2 g v l, divided by |g|.
             l.iter_mut().zip(&before).for_each(|(l, q)| *l = (*l + own * g * q) * g.signum());
-            let v = &mut p.v[(start + j) * r..(start + j + 1) * r];
-            let turned = descend(v, gv, l, &gram, g.abs() * own);
+            let turned = descend(&mut v[j * r..(j + 1) * r], gv, l, &near, g.abs() * own);
             if turned == 0 {
                 continue;
             }
             flips += turned;
-            b[(start + j) * r..(start + j + 1) * r].iter_mut().zip(&*v).for_each(|(b, v)| *b = v * g);
             let change: Vec<f32> = gv.iter().zip(&before).map(|(a, b)| g * (a - b)).collect();
             for (q, rest) in rest.chunks_exact_mut(r).enumerate() {
                 let coupling = h[j * d_in + start + j + 1 + q];
                 rest.iter_mut().zip(&change).for_each(|(p, c)| *p -= coupling * c);
             }
         }
+        if flips > before {
+            algebra.write(&mut p.v, start * r, &v)?;
+            v.chunks_exact_mut(r).zip(&p.g[start..]).for_each(|(v, g)| v.iter_mut().for_each(|v| *v *= g));
+            algebra.write(&mut b, start * r, &v)?;
+        }
     }
-    flips
+    Ok(flips)
 }
 
 /// Rise of the objective when one sign of U turns, `d_out x r`: `4 h u (c - h (G u - u G_kk))` with `c = T H M^T`.
-pub(super) fn margins_u(problem: &Problem, p: &Path) -> Vec<f32> {
-    let r = p.rank;
-    let [gram, mut out, gu] = products_u(problem, p);
-    let rows = out.par_chunks_mut(r).zip(gu.par_chunks(r)).zip(p.u.par_chunks(r)).zip(&p.h);
+pub(super) fn margins_u<'a, A: Products<'a>>(
+    algebra: &A,
+    problem: &Problem<A::Values>,
+    p: &Path<A::Values>,
+) -> Computed<Vec<f32>> {
+    let (r, all) = (p.rank, 0..p.d_out * p.rank);
+    let [gram, c, gu] = products_u(algebra, problem, p)?;
+    let diagonal = algebra.diagonal(&gram, r)?;
+    let mut out = algebra.take(c)?;
+    let (gu, u) = (algebra.read(&gu, all.clone())?, algebra.read(&p.u, all)?);
+    let rows = out.chunks_exact_mut(r).zip(gu.chunks_exact(r)).zip(u.chunks_exact(r)).zip(&p.h);
     rows.for_each(|(((out, gu), u), h)| {
         for k in 0..r {
-            out[k] = 4.0 * h * u[k] * (out[k] - h * (gu[k] - u[k] * gram[k * r + k]));
+            out[k] = 4.0 * h * u[k] * (out[k] - h * (gu[k] - u[k] * diagonal[k]));
         }
     });
-    out
+    Ok(out)
 }
 
-/// The same for V^T, `r x d_in`: `4 b (pull + H_jj b Ga_kk)` with the pull of [`descend_v`], own share and all.
-pub(super) fn margins_vt(problem: &Problem, p: &Path) -> Vec<f32> {
+/// What the margins of V^T are made of: matrices `d_in x r`, and two diagonals.
+pub(super) struct Pulls {
+    pull: Vec<f32>,
+    share: Vec<f32>,
+    v: Vec<f32>,
+    g: Vec<f32>,
+    /// Of Ga and of H.
+    diagonals: [Vec<f32>; 2],
+}
+
+/// The pull of [`descend_v`] on every column, own share and all.
+pub(super) fn pulls<'a, A: Products<'a>>(
+    algebra: &A,
+    problem: &Problem<A::Values>,
+    p: Path<A::Values>,
+) -> Computed<Pulls> {
     let (r, d_in) = (p.rank, p.d_in);
-    let [gram, pull, b] = products_v(problem, p);
-    let mut hb = vec![0f32; d_in * r];
-    times(&mut hb, problem.metric, &b, r, d_in, false);
-    let mut share = vec![0f32; d_in * r];
-    times(&mut share, &hb, &gram, r, r, false);
-    let mut out = vec![0f32; r * d_in];
-    out.par_chunks_mut(d_in).enumerate().for_each(|(k, out)| {
-        for (j, out) in out.iter_mut().enumerate() {
-            let (g, own) = (p.g[j], problem.metric[j * d_in + j]);
-            let at = j * r + k;
-            let v = p.v[at];
-            *out = 4.0 * g * v * (pull[at] - share[at] + own * g * v * gram[k * r + k]);
-        }
-    });
-    out
+    let [gram, pull, b] = products_v(algebra, problem, &p)?;
+    let hb = algebra.times(&problem.metric, 0..d_in, &b, r, d_in)?;
+    drop(b);
+    let share = algebra.times(&hb, 0..d_in, &gram, r, r)?;
+    drop(hb);
+    let diagonals = [algebra.diagonal(&gram, r)?, algebra.diagonal(&problem.metric, d_in)?];
+    let [pull, share, v] = [algebra.take(pull)?, algebra.take(share)?, algebra.take(p.v)?];
+    Ok(Pulls { pull, share, v, g: p.g, diagonals })
+}
+
+impl Pulls {
+    /// Rise of the objective when one sign of V^T turns, `r x d_in`: `4 b (pull + H_jj b Ga_kk)`.
+    pub fn margins(&self) -> Vec<f32> {
+        let Self { pull, share, v, g, diagonals: [inner, outer] } = self;
+        let (r, d_in) = (inner.len(), outer.len());
+        let mut out = vec![0f32; r * d_in];
+        out.par_chunks_mut(d_in).enumerate().for_each(|(k, out)| {
+            for (j, out) in out.iter_mut().enumerate() {
+                let (g, own) = (g[j], outer[j]);
+                let at = j * r + k;
+                let v = v[at];
+                *out = 4.0 * g * v * (pull[at] - share[at] + own * g * v * inner[k]);
+            }
+        });
+        out
+    }
 }

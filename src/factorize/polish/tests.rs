@@ -1,6 +1,9 @@
 use super::*;
+use crate::decoder::product::times;
+use crate::factorize::algebra::{Host, certain};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use std::borrow::Cow;
 
 const D_OUT: usize = 20;
 const D_IN: usize = 70;
@@ -9,6 +12,9 @@ const RANK: usize = 6;
 fn random(rng: &mut ChaCha8Rng, n: usize) -> Vec<f32> {
     (0..n).map(|_| rng.random_range(-1.0f32..1.0)).collect()
 }
+
+type Path = super::Path<Cow<'static, [f32]>>;
+type Problem = super::Problem<Cow<'static, [f32]>>;
 
 /// A target, correlated moments of 90 inputs, and a path that has nothing to do with them.
 fn setup() -> (Vec<f32>, Vec<f32>, Path) {
@@ -23,15 +29,24 @@ fn setup() -> (Vec<f32>, Vec<f32>, Path) {
     let mut sign = |n: usize| random(rng, n).iter().map(|x| x.signum()).collect::<Vec<f32>>();
     let (u, v) = (sign(D_OUT * RANK), sign(D_IN * RANK));
     let mut scale = |n: usize| random(rng, n).iter().map(|x| 0.3 * x + 0.5).collect::<Vec<f32>>();
-    let p =
-        Path { d_out: D_OUT, d_in: D_IN, rank: RANK, h: scale(D_OUT), l: scale(RANK), g: scale(D_IN), u, v };
+    let p = Path {
+        d_out: D_OUT,
+        d_in: D_IN,
+        rank: RANK,
+        h: scale(D_OUT),
+        l: scale(RANK),
+        g: scale(D_IN),
+        u: u.into(),
+        v: v.into(),
+    };
     (target, metric(&moments, D_IN), p)
 }
 
-fn problem<'a>(target: &'a [f32], metric: &'a [f32]) -> Problem<'a> {
+fn problem(target: &[f32], metric: &[f32]) -> Problem {
     let mut weighed = vec![0f32; target.len()];
     times(&mut weighed, target, metric, D_IN, D_IN, false);
-    Problem { metric, target, weighed }
+    let (metric, target, weighed) = (metric.to_vec().into(), target.to_vec().into(), weighed.into());
+    Problem { metric, target, weighed, d_out: D_OUT, d_in: D_IN }
 }
 
 /// The objective by its definition, in f64.
@@ -57,10 +72,10 @@ fn error(target: &[f32], metric: &[f32], p: &Path) -> f64 {
 fn the_objective_is_the_error_less_a_constant() {
     let (t, m, mut p) = setup();
     let q = problem(&t, &m);
-    let (e0, o0) = (error(&t, &m, &p), q.objective(&p));
+    let (e0, o0) = (error(&t, &m, &p), certain(q.objective(&Host, &p)));
     p.h[3] *= -2.0;
-    p.v[7] *= -1.0;
-    let (e1, o1) = (error(&t, &m, &p), q.objective(&p));
+    p.v.to_mut()[7] *= -1.0;
+    let (e1, o1) = (error(&t, &m, &p), certain(q.objective(&Host, &p)));
     assert!(((e1 - e0) - (o1 - o0)).abs() < 1e-4 * e0, "{} against {}", e1 - e0, o1 - o0);
 }
 
@@ -70,7 +85,8 @@ fn descent_lowers_the_error_and_ends_where_no_flip_pays() {
     let q = problem(&t, &m);
     let mut last = error(&t, &m, &p);
     for round in 0..60 {
-        let flips = signs::descend_u(&q, &mut p) + signs::descend_v(&q, &mut p);
+        let flips =
+            certain(signs::descend_u(&Host, &q, &mut p)) + certain(signs::descend_v(&Host, &q, &mut p));
         let now = error(&t, &m, &p);
         assert!(now <= last * (1.0 + 1e-6), "round {round}: {now} after {last}");
         last = now;
@@ -80,14 +96,14 @@ fn descent_lowers_the_error_and_ends_where_no_flip_pays() {
         assert!(round < 59, "no end");
     }
     for k in 0..p.u.len() {
-        p.u[k] *= -1.0;
+        p.u.to_mut()[k] *= -1.0;
         assert!(error(&t, &m, &p) >= last * (1.0 - 1e-5), "flipping U[{k}] pays");
-        p.u[k] *= -1.0;
+        p.u.to_mut()[k] *= -1.0;
     }
     for k in 0..p.v.len() {
-        p.v[k] *= -1.0;
+        p.v.to_mut()[k] *= -1.0;
         assert!(error(&t, &m, &p) >= last * (1.0 - 1e-5), "flipping V[{k}] pays");
-        p.v[k] *= -1.0;
+        p.v.to_mut()[k] *= -1.0;
     }
 }
 
@@ -119,7 +135,7 @@ fn margins_are_what_one_flip_costs() {
         sum
     };
     let base = error_of(&paths);
-    let margins = margins(&t, &paths, &m, Some(&rows));
+    let margins = margins(&Device::cpu(), "w", &t, &paths, &m, Some(&rows)).unwrap();
     for path in 0..2 {
         let turned = |u: Option<(usize, usize)>, v: Option<(usize, usize)>| {
             let old = &paths[path];
@@ -146,7 +162,7 @@ fn margins_are_what_one_flip_costs() {
 fn refits_end_where_the_gradient_is_zero() {
     let (t, m, mut p) = setup();
     let q = problem(&t, &m);
-    type Step = fn(&Problem, &mut Path);
+    type Step = fn(&Host, &Problem, &mut Path) -> Computed<()>;
     type Pick = fn(&mut Path) -> &mut Vec<f32>;
     let steps: [(&str, Step, Pick); 3] = [
         ("l", scales::refit_l, |p| &mut p.l),
@@ -156,7 +172,7 @@ fn refits_end_where_the_gradient_is_zero() {
     for (name, step, pick) in steps {
         let before = error(&t, &m, &p);
         // Often enough that the ridge towards the present value no longer matters.
-        (0..30).for_each(|_| step(&q, &mut p));
+        (0..30).for_each(|_| certain(step(&Host, &q, &mut p)));
         let e = error(&t, &m, &p);
         assert!(e <= before, "{name}: {e} after {before}");
         for i in 0..pick(&mut p).len() {
@@ -181,15 +197,15 @@ fn one_row_is_solved_as_brute_force_does() {
     for bits in 0..1u32 << RANK {
         let mut trial =
             Path { h: p.h.clone(), l: p.l.clone(), g: p.g.clone(), u: p.u.clone(), v: p.v.clone(), ..p };
-        (0..RANK).for_each(|k| trial.u[k] = if bits >> k & 1 == 1 { 1.0 } else { -1.0 });
+        (0..RANK).for_each(|k| trial.u.to_mut()[k] = if bits >> k & 1 == 1 { 1.0 } else { -1.0 });
         // Only row 0 may move: the others get their converged state first.
         let others = trial.u[..RANK].to_vec();
         (0..20).for_each(|_| {
-            signs::descend_u(&q, &mut trial);
+            certain(signs::descend_u(&Host, &q, &mut trial));
         });
         let descended = row_error(&trial);
         found = found.min(descended);
-        trial.u[..RANK].copy_from_slice(&others);
+        trial.u.to_mut()[..RANK].copy_from_slice(&others);
         best = best.min(row_error(&trial));
     }
     assert!((found - best).abs() < 1e-4 * best, "descent {found}, brute force {best}");
@@ -215,7 +231,7 @@ fn polish_improves_a_stored_path() {
     };
     let on = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| polish("w", &t, &stored, &m, 8).unwrap())
+        pool.install(|| polish(&Device::cpu(), "w", &t, &stored, &m, 8).unwrap())
     };
     let better = on(1);
     assert!(error_of(&better) < 0.8 * error_of(&stored), "{} after {}", error_of(&better), error_of(&stored));

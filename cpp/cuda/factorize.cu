@@ -1,0 +1,2 @@
+// The kernels of the compressor as a module of their own.
+#include "factorize.cuh"

@@ -1,0 +1,120 @@
+//! Times the compression of one layer of Llama 2 7B's shape on the GPU: `compress_layer [--iterations N] [--rounds N] [--divide N]`.
+//!
+//! Seven matrices of random weights at 1.0 bit per weight go through LB-ADMM (default 40 iterations) and polish (default 2 rounds) as a
+//! conversion runs them, one after the other. Shown are wall time, the time of it on the GPU, the share that LB-ADMM's
+//! operations have of what a product of 8192 x 8192 matrices reaches in the same run, and 32 times the sum for the whole
+//! model. `--divide N` makes every side N times smaller, to try the program on the host model of a GPU. Values are random; times hardly depend on them, but the number of turned signs does.
+
+use littlebit::factorize::device::{Choice, Device};
+use littlebit::factorize::{Job, Method, factorize_on, polish};
+use littlebit::plan::{MatrixSpec, Target, plan};
+use std::error::Error;
+use std::time::Instant;
+
+const LAYERS: f64 = 32.0;
+/// Names, outputs, inputs.
+const MATRICES: [(&str, usize, usize); 7] = [
+    ("attn_q", 4096, 4096),
+    ("attn_k", 4096, 4096),
+    ("attn_v", 4096, 4096),
+    ("attn_output", 4096, 4096),
+    ("ffn_gate", 11008, 4096),
+    ("ffn_up", 11008, 4096),
+    ("ffn_down", 4096, 11008),
+];
+
+/// `n` numbers in [-1, 1).
+fn uniform(n: usize, mut x: u64) -> Vec<f32> {
+    let mut next = || {
+        x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (x >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+/// Operations of an iteration of LB-ADMM: Gram matrix, product, decomposition and solution for both factors.
+fn operations(m: usize, n: usize, r: usize) -> f64 {
+    let [m, n, r] = [m, n, r].map(|x| x as f64);
+    r * r * (m + n) + 4.0 * r * m * n + 2.0 / 3.0 * r.powi(3) + 2.0 * r * r * (m + n)
+}
+
+fn main() {
+    if let Err(e) = run() {
+        eprintln!("compress_layer: {e}");
+        std::process::exit(3);
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
+    let (mut iterations, mut rounds, mut divide) = (40, 2, 1);
+    let mut args = std::env::args().skip(1);
+    while let Some(flag) = args.next() {
+        let number = args.next().ok_or("a number is missing")?.parse()?;
+        match flag.as_str() {
+            "--iterations" => iterations = number,
+            "--rounds" => rounds = number,
+            "--divide" if (1..=32).contains(&number) => divide = number,
+            _ => return Err("usage: compress_layer [--iterations N] [--rounds N] [--divide N]".into()),
+        }
+    }
+    let device = Device::open(Choice::Cuda)?;
+    device.take_notes().iter().for_each(|note| println!("{note}"));
+    let side = 8192 / divide;
+    let peak = device.product_rate(side)?;
+    println!("f32 product of {side} x {side}: {:.1} TFLOP/s\n", peak / 1e12);
+    println!(
+        "| matrix | rank | LB-ADMM s | on the GPU | TFLOP/s | share of the product | polish s | on the GPU |"
+    );
+    println!("|---|---|---|---|---|---|---|---|");
+    let mut total = 0.0;
+    for (i, (name, d_out, d_in)) in MATRICES.into_iter().enumerate() {
+        let (d_out, d_in) = (d_out / divide, d_in / divide);
+        let spec = MatrixSpec { name: name.to_owned(), d_out, d_in, experts: 1, fixed: None, spectrum: None };
+        let rank = plan(&[spec], Target::Bpw(1.0), 1, Method::Admm)?.entries[0].rank;
+        let w = uniform(d_out * d_in, i as u64);
+        // Correlated inputs of different size.
+        let size = uniform(d_in, 77);
+        let mut metric: Vec<f32> = size.iter().flat_map(|a| size.iter().map(move |b| 0.4 * a * b)).collect();
+        (0..d_in).for_each(|j| metric[j * d_in + j] += 0.5 + size[j].abs());
+        let job = Job {
+            name,
+            w: &w,
+            d_out,
+            d_in,
+            rank,
+            paths: 1,
+            method: Method::Admm,
+            rotate: None,
+            importance: None,
+            seed: 0,
+            iterations: Some(iterations),
+        };
+        let timed = |work: &mut dyn FnMut() -> littlebit::Result<()>| -> littlebit::Result<[f64; 2]> {
+            let (before, started) = (device.busy(), Instant::now());
+            work()?;
+            Ok([started.elapsed(), device.busy() - before].map(|d| d.as_secs_f64()))
+        };
+        let mut made = None;
+        let [factorized, on_gpu] = timed(&mut || {
+            made = Some(factorize_on(&device, &job)?);
+            Ok(())
+        })?;
+        let path = &made.as_ref().ok_or("no factors")?.paths[0];
+        let [polished, polished_on_gpu] =
+            timed(&mut || polish::polish(&device, name, &w, path, &metric, rounds).map(drop))?;
+        let rate = iterations as f64 * operations(d_out, d_in, rank) / on_gpu;
+        println!(
+            "| {name} {d_out}x{d_in} | {rank} | {factorized:.2} | {on_gpu:.2} | {:.1} | {:.0} % | {polished:.2} | {polished_on_gpu:.2} |",
+            rate / 1e12,
+            100.0 * rate / peak
+        );
+        total += factorized + polished;
+    }
+    // A matrix that went to the CPU would spoil the figures.
+    device.take_notes().iter().for_each(|note| println!("{note}"));
+    println!(
+        "\nlayer: {total:.1} s; {LAYERS:.0} of them: {:.0} min (matrices alone, {iterations} iterations)",
+        LAYERS * total / 60.0
+    );
+    Ok(())
+}

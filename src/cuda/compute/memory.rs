@@ -1,0 +1,134 @@
+//! Memory of the device.
+
+use super::Session;
+use crate::cuda::Failure;
+use crate::cuda::driver::checked;
+use cudarc::driver::sys;
+use std::ops::Range;
+
+/// Device memory of numbers, freed when it is dropped. Stays on the thread whose session allocated it.
+#[derive(Debug)]
+pub struct Buffer {
+    pointer: sys::CUdeviceptr,
+    /// Bytes that are allocated.
+    capacity: usize,
+    /// Numbers of 4 bytes in use.
+    len: usize,
+    /// The context is that of a thread.
+    _thread: std::marker::PhantomData<*const ()>,
+}
+
+impl Buffer {
+    /// Address of number `at`.
+    ///
+    /// # Panics
+    /// If it lies beyond the end.
+    pub fn at(&self, at: usize) -> u64 {
+        assert!(at <= self.len, "number {at} of {}", self.len);
+        self.pointer + 4 * at as u64
+    }
+
+    /// Address of the first number.
+    pub fn start(&self) -> u64 {
+        self.pointer
+    }
+
+    /// Numbers in it.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // SAFETY: allocated once, freed once. The driver waits for launches that use it.
+        unsafe { sys::cuMemFree_v2(self.pointer) };
+    }
+}
+
+impl Session<'_> {
+    /// Memory for `n` numbers of any content.
+    ///
+    /// # Errors
+    /// [`Failure::Memory`], [`Failure::Driver`].
+    pub fn blank(&self, n: usize) -> Result<Buffer, Failure> {
+        let capacity = 4 * n.max(1);
+        let mut pointer = 0;
+        // SAFETY: writes an address.
+        let result = unsafe { sys::cuMemAlloc_v2(&mut pointer, capacity) };
+        if result == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+            return Err(Failure::Memory(capacity as u64));
+        }
+        checked("cuMemAlloc", result)?;
+        Ok(Buffer { pointer, capacity, len: n, _thread: std::marker::PhantomData })
+    }
+
+    /// `n` numbers, with any content; allocates only where there is too little.
+    ///
+    /// # Errors
+    /// As [`Session::blank`].
+    pub fn resize(&self, buffer: &mut Buffer, n: usize) -> Result<(), Failure> {
+        if 4 * n > buffer.capacity {
+            *buffer = self.blank(n)?;
+        }
+        buffer.len = n;
+        Ok(())
+    }
+
+    /// Copies numbers to the device.
+    ///
+    /// # Errors
+    /// As [`Session::blank`].
+    pub fn upload<T: bytemuck::Pod>(&self, values: &[T]) -> Result<Buffer, Failure> {
+        let mut buffer = self.blank(size_of_val(values) / 4)?;
+        self.write(&mut buffer, 0, values)?;
+        Ok(buffer)
+    }
+
+    /// Replaces those from number `at` on.
+    ///
+    /// # Errors
+    /// [`Failure::Driver`].
+    pub fn write<T: bytemuck::Pod>(
+        &self,
+        buffer: &mut Buffer,
+        at: usize,
+        values: &[T],
+    ) -> Result<(), Failure> {
+        let bytes = size_of_val(values);
+        assert!(4 * at + bytes <= 4 * buffer.len, "{bytes} bytes at {at} of {}", buffer.len);
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: as many bytes as the slice has, which fit behind `at`; the call returns when the slice is read.
+        checked("cuMemcpyHtoD", unsafe { sys::cuMemcpyHtoD_v2(buffer.at(at), values.as_ptr().cast(), bytes) })
+    }
+
+    /// Numbers `part` (counted in 4 bytes) of the device, once all launches are done.
+    ///
+    /// # Errors
+    /// [`Failure::Driver`], also for a fault of a launch before.
+    pub fn download<T: bytemuck::Pod>(&self, buffer: &Buffer, part: Range<usize>) -> Result<Vec<T>, Failure> {
+        assert!(part.end <= buffer.len && (4 * part.len()).is_multiple_of(size_of::<T>()));
+        let mut values = vec![T::zeroed(); 4 * part.len() / size_of::<T>()];
+        if !part.is_empty() {
+            // SAFETY: as many bytes as the vector has, which the buffer has from there on. The copy waits for the default stream.
+            checked("cuMemcpyDtoH", unsafe {
+                sys::cuMemcpyDtoH_v2(values.as_mut_ptr().cast(), buffer.at(part.start), 4 * part.len())
+            })?;
+        }
+        Ok(values)
+    }
+
+    /// Bytes that are free.
+    ///
+    /// # Errors
+    /// [`Failure::Driver`].
+    pub fn free(&self) -> Result<u64, Failure> {
+        let (mut free, mut total) = (0usize, 0usize);
+        // SAFETY: writes two numbers.
+        checked("cuMemGetInfo", unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) })?;
+        Ok(free as u64)
+    }
+}

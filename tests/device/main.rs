@@ -1,0 +1,243 @@
+//! `littlebit-convert --device`, the real binary with feature `cuda`, on the host model of a GPU's libraries (cpp/cuda/emulate).
+//! Needs `c++`, no GPU.
+
+#![cfg(target_os = "linux")]
+
+#[path = "../support/host_gpu.rs"]
+mod host_gpu;
+mod model;
+#[path = "../support/mod.rs"]
+mod support;
+
+use littlebit::factorize::device::{RESERVE, admm_bytes};
+use littlebit::format::LittleBitFile;
+use serde_json::Value as Json;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+use support::checkpoint::{SMOLLM, write_gguf};
+use support::{BIN, ok, s, small_model};
+
+/// Folder of the model's libraries.
+fn libraries() -> &'static Path {
+    static DIR: OnceLock<PathBuf> = OnceLock::new();
+    DIR.get_or_init(|| host_gpu::build(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("host-gpu")))
+}
+
+/// Runs `littlebit-convert` on a machine whose GPU is the model, with `variables` for it.
+fn run(args: &[&str], variables: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(BIN);
+    command.args(args).env("LD_LIBRARY_PATH", libraries());
+    command.envs(variables.iter().map(|(k, v)| (format!("LITTLEBIT_HOST_MODEL_{k}"), v)));
+    command.output().expect("the binary starts")
+}
+
+/// Runs it and expects an exit code; returns stdout and stderr.
+fn expect(code: i32, args: &[&str], variables: &[(&str, &str)]) -> [String; 2] {
+    let out = run(args, variables);
+    let [stdout, stderr] = [out.stdout, out.stderr].map(|x| String::from_utf8(x).unwrap());
+    assert_eq!(out.status.code(), Some(code), "{args:?}: {stderr}");
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    [stdout, stderr]
+}
+
+/// The report at the end of `--json`, and the texts of all notes.
+fn report(stdout: &str) -> (Json, Vec<String>) {
+    let events: Vec<Json> = stdout.lines().map(|l| serde_json::from_str(l).expect(l)).collect();
+    let notes = events.iter().filter(|e| e["event"] == "note");
+    let notes = notes.map(|e| e["text"].as_str().unwrap().to_owned()).collect();
+    (events.last().unwrap()["report"].clone(), notes)
+}
+
+/// All factors of a file, by matrix.
+fn factors(path: &Path) -> Vec<littlebit::format::Factors> {
+    let file = LittleBitFile::open(path).unwrap();
+    file.matrices().iter().map(|m| file.read_factors(m).unwrap()).collect()
+}
+
+/// Share of equal signs.
+fn agreement(a: &Path, b: &Path) -> f64 {
+    let (mut same, mut all) = (0usize, 0usize);
+    for (a, b) in factors(a).iter().zip(&factors(b)) {
+        for (a, b) in a.slices.iter().zip(&b.slices) {
+            for (a, b) in [(&a.u, &b.u), (&a.vt, &b.vt)] {
+                let (a, b) = (a.to_row_major(), b.to_row_major());
+                same += a.iter().zip(&b).filter(|(a, b)| a == b).count();
+                all += a.len();
+            }
+        }
+    }
+    same as f64 / all as f64
+}
+
+const SMALL: [&str; 6] = ["--rank", "64", "--iterations", "6", "--json", "--force"];
+
+/// A model that is factorized only: as good as the CPU's, the same bytes on any number of threads, and the file says what made it.
+#[test]
+fn a_conversion_is_as_good_as_the_cpus() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = small_model(dir.path(), |_, _| {});
+    let (cpu, gpu) = (dir.path().join("cpu.gguf"), dir.path().join("gpu.gguf"));
+    let args = |out| [&[s(&input), out][..], &SMALL, &["--paths", "2"]].concat();
+    let (a, _) = report(&ok(&args(s(&cpu))));
+    let mut bytes = Vec::new();
+    for threads in ["1", "3"] {
+        let [stdout, _] =
+            expect(0, &[&args(s(&gpu))[..], &["--device", "cuda", "-t", threads]].concat(), &[]);
+        let (b, notes) = report(&stdout);
+        assert_eq!((&a["device"], &b["device"]), (&"cpu".into(), &"cuda: host model".into()));
+        assert!(b["method"].as_str().unwrap().ends_with(" device=cuda"), "{}", b["method"]);
+        assert!(notes.len() == 1 && notes[0].contains("cuda: host model factorizes"), "{notes:?}");
+        for (a, b) in a["matrices"].as_array().unwrap().iter().zip(b["matrices"].as_array().unwrap()) {
+            let [x, y] = [a, b].map(|m| m["error"].as_f64().unwrap());
+            assert!((x / y - 1.0).abs() < 0.01, "{}: {x} on the CPU, {y} on the model", a["name"]);
+        }
+        bytes.push(std::fs::read(&gpu).unwrap());
+    }
+    assert!(bytes[0] == bytes[1], "threads change the result");
+    let share = agreement(&cpu, &gpu);
+    eprintln!("equal signs: {share:.5}");
+    assert!(share > 0.9);
+    // A model in another form has nothing to factorize.
+    let other = dir.path().join("other.littlebit");
+    let [_, e] = expect(2, &[s(&gpu), s(&other), "--device", "cuda"], &[]);
+    assert!(e.contains("--device means nothing"), "{e}");
+}
+
+/// A calibrated model: polish and margins on the device, too.
+#[test]
+fn a_calibrated_conversion_is_as_good_as_the_cpus() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = write_gguf(dir.path(), &SMOLLM);
+    let (cpu, gpu) = (dir.path().join("cpu.gguf"), dir.path().join("gpu.gguf"));
+    let how =
+        ["--generated-windows", "4", "--block-passes", "1", "--tune-steps", "0", "--rank", "32", "--json"];
+    let (a, _) = report(&ok(&[&[s(&input), s(&cpu)][..], &how].concat()));
+    let [stdout, _] = expect(0, &[&[s(&input), s(&gpu), "--device", "auto"][..], &how].concat(), &[]);
+    let (b, notes) = report(&stdout);
+    assert!(notes.len() == 1 && b["device"] == "cuda: host model", "{notes:?}");
+    eprintln!("equal signs: {:.5}, errors {} {}", agreement(&cpu, &gpu), a["mean_error"], b["mean_error"]);
+    let [x, y] = [a, b].map(|r| r["mean_error"].as_f64().unwrap());
+    assert!((x / y - 1.0).abs() < 0.03, "{x} on the CPU, {y} on the model");
+    // The polish is the device's, too.
+    let third = dir.path().join("third.gguf");
+    let args = [&[s(&input), s(&third), "--device", "cuda"][..], &how].concat();
+    let [_, e] = expect(1, &args, &[("REFUSE", "lbf_descend:6")]);
+    assert!(e.contains("matrix 'blk.0.") && e.contains("lbf_descend"), "{e}");
+}
+
+/// Matrices that do not fit are the CPU's, the others the GPU's; a line says which.
+#[test]
+fn what_does_not_fit_goes_to_the_cpu() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = small_model(dir.path(), |_, _| {});
+    let [all, none, some] = ["all", "none", "some"].map(|f| dir.path().join(f));
+    let args = |out| [&[s(&input), out, "--device", "cuda"][..], &SMALL].concat();
+    expect(0, &args(s(&all)), &[]);
+    let [_, _] = expect(0, &args(s(&none)), &[("MEMORY", "90000000")]);
+    let cpu = dir.path().join("cpu");
+    ok(&[&[s(&input), s(&cpu)][..], &SMALL].concat());
+    assert_eq!(factors(&none), factors(&cpu));
+    // The matrices of the feed-forward part take more than those of attention.
+    let [small, large] = [96, 200].map(|m| admm_bytes(m, 96, 64));
+    let memory = (RESERVE + (small + large) / 2).to_string();
+    let [stdout, _] = expect(0, &args(s(&some)), &[("MEMORY", &memory)]);
+    let (_, notes) = report(&stdout);
+    let left: Vec<&String> = notes.iter().filter(|n| n.contains("goes to the CPU")).collect();
+    assert_eq!(left.len(), 3, "{notes:?}");
+    for name in ["ffn_gate", "ffn_up", "ffn_down"] {
+        assert!(left.iter().any(|n| n.contains(name)), "{left:?}");
+    }
+    let file = LittleBitFile::open(&some).unwrap();
+    for (m, (some, (all, none))) in
+        file.matrices().iter().zip(factors(&some).iter().zip(factors(&all).iter().zip(&factors(&none))))
+    {
+        assert_eq!(some, if m.name.contains("ffn") { none } else { all }, "{}", m.name);
+    }
+}
+
+/// A GPU that computes wrongly, refuses, is too old, or lacks its libraries: one line, and with `auto` the CPU's bytes.
+#[test]
+fn a_device_that_cannot_be_used_is_an_error_or_the_cpu() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = small_model(dir.path(), |_, _| {});
+    let (cpu, out) = (dir.path().join("cpu.gguf"), dir.path().join("out.gguf"));
+    ok(&[&[s(&input), s(&cpu)][..], &SMALL].concat());
+    let cpu = std::fs::read(cpu).unwrap();
+    let libraries = tempfile::tempdir().unwrap();
+    let only_driver = libraries.path();
+    std::fs::copy(self::libraries().join("libcuda.so"), only_driver.join("libcuda.so")).unwrap();
+    let empty = dir.path();
+    let model = self::libraries();
+    for (folder, variable, code, words) in [
+        (model, Some(("FAULT", "cublasSgemm")), 1, "computes something else than the CPU"),
+        (model, Some(("FAULT", "lbf_descend")), 1, "signs of the descent"),
+        (model, Some(("REFUSE", "cublasSgemm")), 1, "cublasSgemm"),
+        (model, Some(("REFUSE", "cuModuleLoadData")), 1, "cuModuleLoadData"),
+        (model, Some(("REFUSE", "cuInit")), 2, "cuInit"),
+        (model, Some(("OLD", "1")), 2, "compute capability 7.0"),
+        (only_driver, None, 2, "cuBLAS (libcublas.so.13) is not on this machine"),
+        (empty, None, 2, "libcuda.so.1) is not on this machine"),
+    ] {
+        if folder == empty && Path::new("/dev/nvidiactl").exists() {
+            continue;
+        }
+        let run = |device: &str| {
+            let mut command = Command::new(BIN);
+            command.args([s(&input), s(&out), "--device", device]).args(SMALL);
+            command.env("LD_LIBRARY_PATH", folder);
+            command.envs(variable.map(|(k, v)| (format!("LITTLEBIT_HOST_MODEL_{k}"), v)));
+            let out = command.output().unwrap();
+            (out.status.code(), [out.stdout, out.stderr].map(|x| String::from_utf8(x).unwrap()))
+        };
+        let (status, [_, e]) = run("cuda");
+        let errors: Vec<&str> = e.lines().filter(|l| !l.contains(" hint: ")).collect();
+        assert_eq!((status, errors.len()), (Some(code), 1), "{words}: {e}");
+        assert!(
+            errors[0].starts_with("littlebit-convert: error: --device cuda: ") && errors[0].contains(words),
+            "{e}"
+        );
+        assert!(!out.exists() && !e.contains("panicked"));
+        let (status, [stdout, e]) = run("auto");
+        assert_eq!((status, e.as_str()), (Some(0), ""));
+        let (report, notes) = report(&stdout);
+        assert!(
+            notes.len() == 1 && notes[0].contains(words) && notes[0].contains("the CPU factorizes"),
+            "{notes:?}"
+        );
+        assert_eq!(report["device"], "cpu");
+        assert!(std::fs::read(&out).unwrap() == cpu, "{words}: other bytes than the CPU's");
+        std::fs::remove_file(&out).unwrap();
+    }
+    // A plan needs no device.
+    let mut plan = Command::new(BIN);
+    plan.args([s(&input), "--device", "cuda", "--dry-run"]).env("LD_LIBRARY_PATH", empty);
+    assert!(plan.output().unwrap().status.success());
+    let [_, e] = expect(2, &[s(&input), "x.gguf", "--device", "cuda", "--method", "dual-svid"], &[]);
+    assert!(e.contains("--method admm"), "{e}");
+}
+
+/// A GPU that fails in the middle: finished matrices are kept and the same command ends with the same bytes; `auto` goes on alone.
+#[test]
+fn a_device_that_fails_on_the_way_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = small_model(dir.path(), |_, _| {});
+    let [whole, out, alone] = ["whole", "out", "alone"].map(|f| dir.path().join(f));
+    let args = |out, device| [&[s(&input), out, "-t", "1", "--device", device][..], &SMALL].concat();
+    expect(0, &args(s(&whole), "cuda"), &[]);
+    let late = [("REFUSE", "cuLaunchKernel:600")];
+    let [stdout, e] = expect(1, &args(s(&out), "cuda"), &late);
+    assert!(e.contains("matrix 'blk.0.") && e.contains("on cuda: host model") && e.contains("hint: "), "{e}");
+    assert!(stdout.contains("finished work is kept") && !out.exists(), "{stdout}");
+    let records = std::fs::read_dir(dir.path().join("out.work")).unwrap().count();
+    assert!(records > 2, "no finished matrices");
+    // The CPU's run is another one.
+    let [_, e] = expect(2, &args(s(&out), "cpu"), &[]);
+    assert!(e.contains("device was 'cuda'"), "{e}");
+    expect(0, &args(s(&out), "cuda"), &[]);
+    assert!(std::fs::read(&out).unwrap() == std::fs::read(&whole).unwrap(), "resumed to other bytes");
+    let [stdout, _] = expect(0, &args(s(&alone), "auto"), &late);
+    let (_, notes) = report(&stdout);
+    assert_eq!(notes.iter().filter(|n| n.contains("the CPU goes on from")).count(), 1, "{notes:?}");
+    assert_eq!(LittleBitFile::open(&alone).unwrap().matrices().len(), 7);
+}
