@@ -23,7 +23,7 @@ pub(super) fn ahead(run: &Run<'_>, b: usize, blocks: usize) {
         return;
     }
     let bytes = TILE_ROWS * run.byte_cols;
-    let few = (BYTES / bytes & !1).clamp(2, BLOCKS).min(blocks);
+    let few = ((BYTES / bytes) & !1).clamp(2, BLOCKS).min(blocks);
     if !b.is_multiple_of(few) {
         return;
     }
