@@ -235,6 +235,29 @@ fn a_limit_on_files_names_the_tensor() {
     assert_eq!(names(dir.path()), ["o.gguf", "small.gguf"]);
 }
 
+/// Whatever becomes of a run, files that others have in its work folder stay.
+#[test]
+fn a_work_folder_of_others_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = small_model(dir.path(), untouched);
+    let (out, mine) = (dir.path().join("o.gguf"), dir.path().join("mine"));
+    std::fs::create_dir(&mine).unwrap();
+    std::fs::write(mine.join("thesis.txt"), "three years").unwrap();
+    for target in [&out, Path::new("/dev/full/o.gguf")] {
+        let said = fails(2, &[s(&input), s(target), "--rank", "32", "--work-dir", s(&mine)]);
+        assert!(said.contains("holds 'thesis.txt'") && said.contains("--work-dir"), "{said}");
+    }
+    // The folder of the model, too.
+    fails(2, &[s(&input), s(&out), "--rank", "32", "--work-dir", s(dir.path())]);
+    assert_eq!(names(dir.path()), ["mine", "small.gguf"]);
+    assert_eq!(names(&mine), ["thesis.txt"]);
+    // An empty one serves.
+    let empty = dir.path().join("empty");
+    std::fs::create_dir(&empty).unwrap();
+    ok(&[s(&input), s(&out), "--rank", "32", "-q", "--work-dir", s(&empty)]);
+    assert_eq!(names(dir.path()), ["mine", "o.gguf", "small.gguf"]);
+}
+
 /// Errors of the disk, when bytes are written and when they are flushed: the tensor is named, what is finished stays, nothing is
 /// half there, and the same command goes on once the disk is well.
 #[test]

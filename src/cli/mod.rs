@@ -70,6 +70,7 @@ fn convert(args: &ConvertArgs) -> Result<ExitCode> {
     };
     if args.dry_run {
         let outlook = job::layout::dry_run(source.as_ref(), &options)?;
+        summary::print_reservations(&outlook, &options, args.quiet);
         return summary::print_plan(&outlook, args.json).map(|()| ExitCode::SUCCESS);
     }
     reports::check(&args.report, &[args.output()?, &args.input], args.force())?;

@@ -1,6 +1,7 @@
 //! What the user sees while a conversion runs: a line per matrix and a bar with ETA on a terminal, plain lines
 //! elsewhere, or JSON events on stdout.
 
+use super::summary::above_budget;
 use crate::job::Event;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{self, IsTerminal, Write};
@@ -68,9 +69,7 @@ impl Progress {
                 ));
                 let floor = plan.entries.iter().filter(|e| e.floor_bound).count();
                 if floor > 0 {
-                    self.line(&format!(
-                        "note: {floor} matrices are above the budget at the smallest rank (32); the file will be larger than asked for"
-                    ));
+                    self.line(&above_budget(floor));
                 }
                 // The bar counts weights in thousands: matrices differ too much in size to count them.
                 self.bar.set_length(plan.weights / 1000);

@@ -3,9 +3,11 @@
 use super::compare::{figures, writing};
 use super::print_line;
 use crate::error::Result;
+use crate::job::convert::Options;
 use crate::job::layout::Outlook;
 use crate::job::{Report, memory};
 use crate::present::{class, size};
+use std::io::{self, Write};
 
 /// What a layer-local factorization is worth, from the run's own figures.
 fn verdict(report: &Report) -> String {
@@ -91,6 +93,31 @@ pub fn print(report: &Report, json: bool) -> Result<()> {
 /// Text without line breaks and control characters.
 fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// What a dry run cannot know or keep, on stderr.
+pub fn print_reservations(outlook: &Outlook, options: &Options, quiet: bool) {
+    if quiet {
+        return;
+    }
+    let floor = outlook.plan.entries.iter().filter(|e| e.floor_bound).count();
+    if floor > 0 {
+        let _ = writeln!(io::stderr(), "littlebit-convert: {}", above_budget(floor));
+    }
+    if options.calibration.is_some() {
+        let _ = writeln!(
+            io::stderr(),
+            "littlebit-convert: note: a calibrated run shares the same bits out by what it measures; ranks will be others, and \
+             the file some kB smaller or larger"
+        );
+    }
+}
+
+/// That `floor` matrices take more than their budget.
+pub fn above_budget(floor: usize) -> String {
+    format!(
+        "note: {floor} matrices are above the budget at the smallest rank (32); the file will be larger than asked for"
+    )
 }
 
 /// Prints a plan: what a run would do.

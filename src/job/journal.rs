@@ -17,6 +17,12 @@ const MAGIC: &[u8; 8] = b"LBREC\0\0\x01";
 /// Magic, length, checksum.
 const HEADER: usize = 8 + 8 + 32;
 const FINGERPRINT: &str = "run.json";
+const LOCK: &str = "lock";
+/// Folder of what a run keeps beside its records.
+const FILES: &str = "files";
+/// How the names of files under construction begin.
+const TEMPORARY: &str = ".tmp";
+const RECORD: &str = "rec";
 
 /// What results depend on, by name.
 pub type Fingerprint = BTreeMap<String, String>;
@@ -30,11 +36,11 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Opens the journal in `dir`, or begins one.
+    /// Opens the journal in `dir`, or begins one there, where nothing may be but what an earlier run left.
     ///
     /// # Errors
-    /// [`Error::Usage`] if another run is at work on it, or if it belongs to a run with another fingerprint: the
-    /// message names the field.
+    /// [`Error::Usage`] if another run is at work on it, if it belongs to a run with another fingerprint (the
+    /// message names the field), or if the folder holds something else.
     pub fn open(dir: &Path, fingerprint: &Fingerprint) -> Result<Self> {
         match std::fs::create_dir(dir) {
             Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
@@ -42,8 +48,10 @@ impl Journal {
             }
             _ => {}
         }
-        let path = dir.join("lock");
-        let lock = File::create(&path).map_err(|e| Error::io(&path, "create", e))?;
+        check_ours(dir)?;
+        let path = dir.join(LOCK);
+        let lock = File::options().create(true).truncate(false).write(true).open(&path);
+        let lock = lock.map_err(|e| Error::io(&path, "create", e))?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -82,7 +90,7 @@ impl Journal {
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.dir.join(format!("{name}.rec"))
+        self.dir.join(format!("{name}.{RECORD}"))
     }
 
     /// The record `name`, if it is there and whole.
@@ -105,7 +113,7 @@ impl Journal {
 
     fn place(&self, path: &Path, what: &str, parts: &[&[u8]]) -> Result<()> {
         let run = || -> std::io::Result<()> {
-            let mut temp = tempfile::NamedTempFile::new_in(&self.dir)?;
+            let mut temp = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(&self.dir)?;
             parts.iter().try_for_each(|p| temp.write_all(p))?;
             temp.as_file().sync_all()?;
             temp.persist(path).map_err(|e| e.error)?;
@@ -117,18 +125,78 @@ impl Journal {
     /// Whether it holds anything that another run could use.
     pub fn holds_work(&self) -> bool {
         let records = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
-        records.filter(|f| f.path().extension().is_some_and(|e| e == "rec")).count() > 0
+        records.filter(|f| f.path().extension().is_some_and(|e| e == RECORD)).count() > 0
     }
 
-    /// Removes the journal.
+    /// A folder for files that go with the journal.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn files(&self) -> Result<PathBuf> {
+        let dir = self.dir.join(FILES);
+        match std::fs::create_dir(&dir) {
+            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+                Err(Error::io(&dir, "create folder", e))
+            }
+            _ => Ok(dir),
+        }
+    }
+
+    /// Removes the journal, and its folder if nothing else has come into it.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn remove(self) -> Result<()> {
         let Self { dir, lock, .. } = self;
-        let removed = std::fs::remove_dir_all(&dir);
+        let removed = || -> std::io::Result<()> {
+            let mut last = Vec::new();
+            for entry in std::fs::read_dir(&dir)? {
+                let entry = entry?;
+                match entry.file_name().to_str() {
+                    // A run that ends here finds its own fingerprint, or nothing but the lock.
+                    Some(FINGERPRINT) => last.insert(0, entry.path()),
+                    Some(LOCK) => last.push(entry.path()),
+                    Some(FILES) => std::fs::remove_dir_all(entry.path())?,
+                    Some(name) if is_record(name) => std::fs::remove_file(entry.path())?,
+                    _ => {}
+                }
+            }
+            last.iter().try_for_each(std::fs::remove_file)
+        };
+        removed().map_err(|e| Error::io(&dir, "remove finished work", e))?;
         drop(lock);
-        removed.map_err(|e| Error::io(&dir, "remove work folder", e))
+        // It stays where it is a disk of its own or holds what somebody put there.
+        let _ = std::fs::remove_dir(&dir);
+        Ok(())
+    }
+}
+
+/// Whether a file of this name in a work folder is a record, finished or not.
+fn is_record(name: &str) -> bool {
+    Path::new(name).extension().is_some_and(|e| e == RECORD) || name.starts_with(TEMPORARY)
+}
+
+/// Refuses a folder with files that no run has put there: they would be lost among its own, or overwritten.
+fn check_ours(dir: &Path) -> Result<()> {
+    let at = |e| Error::io(dir, "list work folder", e);
+    let mut other = None;
+    for entry in std::fs::read_dir(dir).map_err(at)? {
+        let name = entry.map_err(at)?.file_name();
+        match name.to_str() {
+            Some(FINGERPRINT) => return Ok(()),
+            // Of a run that ended before it had written its fingerprint.
+            Some(name) if name == LOCK || name.starts_with(TEMPORARY) => {}
+            _ => other = Some(name),
+        }
+    }
+    match other {
+        None => Ok(()),
+        Some(name) => Err(Error::usage(format!(
+            "{} holds '{}' and no unfinished run; work goes into a folder of its own, which need not exist: --work-dir {}",
+            dir.display(),
+            name.display(),
+            dir.join("littlebit.work").display()
+        ))),
     }
 }
 
@@ -210,6 +278,36 @@ mod tests {
         }
         journal.remove().unwrap();
         assert!(!work.exists());
+    }
+
+    #[test]
+    fn what_others_put_there_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("thesis.txt"), "x").unwrap();
+        let message = Journal::open(dir.path(), &fingerprint("1")).unwrap_err().to_string();
+        assert!(message.contains("holds 'thesis.txt'") && message.contains("--work-dir"), "{message}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        // Or while the run is at work.
+        let work = dir.path().join("work");
+        let journal = Journal::open(&work, &fingerprint("1")).unwrap();
+        journal.put("a", "it", &1u32).unwrap();
+        std::fs::write(journal.files().unwrap().join("trial"), "y").unwrap();
+        std::fs::write(work.join("out.gguf"), "z").unwrap();
+        std::fs::create_dir(work.join("models")).unwrap();
+        journal.remove().unwrap();
+        let left: std::collections::BTreeSet<_> =
+            std::fs::read_dir(&work).unwrap().map(|f| f.unwrap().file_name()).collect();
+        assert_eq!(left.into_iter().collect::<Vec<_>>(), ["models", "out.gguf"]);
+    }
+
+    #[test]
+    fn a_run_that_was_killed_at_once_is_no_obstacle() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(LOCK), "").unwrap();
+        std::fs::write(dir.path().join(".tmpAbC"), "{").unwrap();
+        let journal = Journal::open(dir.path(), &fingerprint("1")).unwrap();
+        journal.remove().unwrap();
+        assert!(!dir.path().exists());
     }
 
     #[test]

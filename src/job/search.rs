@@ -102,7 +102,8 @@ pub fn smallest(
     let search = format!("{} to {}, {:?}, {types:?}", range.low, range.high, options.gates);
     run.insert("search".to_owned(), format!("{search}, {}", method_text(options)));
     let journal = Journal::open(&work, &run)?;
-    let search = match trials(source, &work, options, calibration, range, &journal, &mut progress) {
+    let files = journal.files()?;
+    let search = match trials(source, &files, options, calibration, range, &journal, &mut progress) {
         Ok(search) => search,
         Err(e) => {
             // What the system refused can be repeated, and finished trials are worth keeping.
@@ -120,7 +121,7 @@ pub fn smallest(
     let mut report = parse(&json.unwrap_or_default(), &work)?;
     report.failures = failures(&report, options);
     report.output = out.clone();
-    copy(&work.join(trial(chosen)), &out, options.force)?;
+    copy(&files.join(trial(chosen)), &out, options.force)?;
     journal.remove()?;
     Ok(report)
 }
@@ -128,7 +129,7 @@ pub fn smallest(
 /// Tries sizes until the answer is known; what was tried before is taken from the journal.
 fn trials(
     source: &dyn TensorSource,
-    work: &Path,
+    files: &Path,
     options: &Options,
     calibration: &Calibration,
     range: Range,
@@ -138,18 +139,18 @@ fn trials(
     let mut search = Search { range, passed: None, failed: None };
     while let Some(bpw) = search.next() {
         let report = match journal.get::<String>(&record(bpw))? {
-            Some(json) => parse(&json, work)?,
+            Some(json) => parse(&json, files)?,
             None => {
                 progress(Event::Note(&format!("trying {bpw} bits per weight")));
                 let mut options = at(options, bpw);
                 // Judged here, so that the file keeps its name.
                 options.gates = Default::default();
                 options.force = true;
-                options.work_dir = Some(work.join(format!("{bpw}.work")));
+                options.work_dir = Some(files.join(format!("{bpw}.work")));
                 let mut calibration = calibration.clone();
-                calibration.statistics.get_or_insert_with(|| work.join("statistics"));
+                calibration.statistics.get_or_insert_with(|| files.join("statistics"));
                 options.calibration = Some(calibration);
-                let report = convert(source, &work.join(trial(bpw)), &options, &mut *progress)?;
+                let report = convert(source, &files.join(trial(bpw)), &options, &mut *progress)?;
                 let json = serde_json::to_string(&report).expect("a report is plain data");
                 journal.put(&record(bpw), "a trial's report", &json)?;
                 report

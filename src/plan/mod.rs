@@ -153,6 +153,9 @@ fn weigh(specs: &[MatrixSpec], accounts: &mut [Account], bpw: f64) {
         .for_each(|s| s.set_reference(top * (-low).exp2(), bpw));
 }
 
+/// Bits per weight, in a manner of speaking, at which no matrix takes more than its lowest rank.
+const LOWEST_LEVEL: f64 = -64.0;
+
 /// Ranks whose total stays within `bpw` times the number of weights, as far as the lowest rank allows.
 fn within_budget(specs: &[MatrixSpec], accounts: &[Account], bpw: f64) -> Vec<usize> {
     let at_level =
@@ -167,7 +170,8 @@ fn within_budget(specs: &[MatrixSpec], accounts: &[Account], bpw: f64) -> Vec<us
     // Where matrices take shares of their own, the common level may lie above the mean as well.
     let own = accounts.iter().any(|a| a.spectrum.is_some());
     if own || spent(&ranks) > budget {
-        let (mut fits, mut exceeds) = (0.0, if own { 4.0 * bpw } else { bpw });
+        // A share of one's own may be large at level 0.
+        let (mut fits, mut exceeds) = if own { (LOWEST_LEVEL, 4.0 * bpw) } else { (0.0, bpw) };
         ranks = at_level(fits);
         if spent(&ranks) > budget {
             return ranks;

@@ -158,6 +158,21 @@ fn equal_spectra_change_nothing() {
 }
 
 #[test]
+fn a_budget_out_of_reach_gives_every_matrix_the_lowest_rank() {
+    // However much one of them is worth.
+    let worth = [1e6, 1.0, 1e-3, 1e-3];
+    let specs: Vec<_> =
+        worth.iter().enumerate().map(|(i, l)| flat(spec(&format!("{i}.weight"), 576, 576, 1), *l)).collect();
+    for bpw in [0.01, 0.1, 0.118] {
+        let p = plan(&specs, Target::Bpw(bpw), 1, Method::Admm).unwrap();
+        assert!(p.entries.iter().all(|e| e.rank == RANK_STEP), "{bpw}: {p:?}");
+    }
+    // Within reach again.
+    let p = plan(&specs, Target::Bpw(0.2), 1, Method::Admm).unwrap();
+    assert!(p.bpw <= 0.2 && p.entries[0].rank > RANK_STEP, "{p:?}");
+}
+
+#[test]
 fn what_costs_more_gets_more() {
     // Sixteen times the cost is worth log2(16) / 1.51 bits per weight more.
     let specs = [flat(spec("a.weight", 2048, 2048, 1), 16e-3), flat(spec("b.weight", 2048, 2048, 1), 1e-3)];
