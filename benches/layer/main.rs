@@ -27,6 +27,7 @@
 //! `LITTLEBIT_GGML_INCLUDE` and `LITTLEBIT_GGML_LIB`; without them only our own figures are printed.
 
 mod clock;
+mod cores;
 mod ggml;
 mod options;
 mod ours;
@@ -45,6 +46,8 @@ const STREAM_BYTES: usize = 104 << 20;
 /// Weights of a cached sample that add up to about this many elements, so that small layers are not timed
 /// one by one.
 const CACHED_ELEMENTS: usize = 16 << 20;
+/// Longer than an OpenMP library's threads spin after their work.
+const REST: std::time::Duration = std::time::Duration::from_millis(20);
 /// Graphs of nodes that do nothing.
 const NODE_ROUNDS: usize = 101;
 /// Rounds that are made whatever the time.
@@ -124,7 +127,9 @@ impl Setting {
             let copies = STREAM_BYTES.div_ceil(weight_bytes).max(2);
             (copies, copies)
         } else {
-            (1, (CACHED_ELEMENTS / (self.d_out * self.d_in * self.batch)).clamp(1, 64))
+            let products = (CACHED_ELEMENTS / (self.d_out * self.d_in * self.batch)).clamp(1, 64);
+            // A team starts once per sample.
+            (1, if self.threads > 1 { products.max(64 / self.batch.min(64)) } else { products })
         }
     }
 }
@@ -177,6 +182,10 @@ fn measure(options: &Options, engine: Option<&ggml::Engine<'_>>, at: Setting) ->
     let begin = Clock::Wall.now();
     for round in 0..=options.rounds {
         for candidate in &mut candidates {
+            if at.threads > 1 {
+                // The threads of the candidate before may still spin, waiting for more.
+                std::thread::sleep(REST);
+            }
             // Refills the caches after another candidate ran, and after the first touch of the memory.
             if !at.stream || round == 0 {
                 (candidate.run)();

@@ -1,6 +1,7 @@
 //! Our layers, run like ggml's: by a team of threads that starts once per sample.
 
 use crate::Setting;
+use crate::cores::Cores;
 use half::f16;
 use littlebit::bits::tile_bytes;
 use littlebit::format::factors::{RANK_STEP, slice_bits};
@@ -140,12 +141,21 @@ impl Layers {
             }
         };
         let (first, others) = self.work.split_first_mut().expect("at least one thread");
+        if others.is_empty() {
+            return job(first, 0);
+        }
+        let cores = Cores::allowed();
         std::thread::scope(|scope| {
             for (i, work) in others.iter_mut().enumerate() {
-                scope.spawn(move || job(work, i + 1));
+                scope.spawn(move || {
+                    cores.take(i + 1);
+                    job(work, i + 1);
+                });
             }
+            cores.take(0);
             job(first, 0);
         });
+        cores.leave();
     }
 }
 

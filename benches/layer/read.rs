@@ -1,5 +1,7 @@
 //! How fast memory can be read: what streaming weights cannot beat.
 
+use crate::cores::Cores;
+
 /// Words of 64 bytes.
 type Line = [u64; 8];
 
@@ -18,12 +20,22 @@ impl Memory {
     pub fn read(&self, threads: usize) {
         let mut parts = self.0.chunks(self.0.len().div_ceil(threads));
         let first = parts.next().unwrap_or_default();
+        if threads == 1 {
+            std::hint::black_box(fold(first));
+            return;
+        }
+        let cores = Cores::allowed();
         std::thread::scope(|scope| {
-            for part in parts {
-                scope.spawn(|| std::hint::black_box(fold(part)));
+            for (i, part) in parts.enumerate() {
+                scope.spawn(move || {
+                    cores.take(i + 1);
+                    std::hint::black_box(fold(part));
+                });
             }
+            cores.take(0);
             std::hint::black_box(fold(first));
         });
+        cores.leave();
     }
 }
 
