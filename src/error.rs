@@ -48,6 +48,14 @@ pub enum Error {
         /// What is not supported, and what to do instead.
         what: String,
     },
+    /// The tokenizer of a readable model is incomplete or not known here, so text means nothing to it.
+    #[error("{}: {what}", path.display())]
+    Tokenizer {
+        /// The model.
+        path: PathBuf,
+        /// What is missing or not known.
+        what: String,
+    },
     /// The request itself makes no sense (bpw 0, input = output, unknown kernel name).
     #[error("{0}")]
     Usage(String),
@@ -65,6 +73,17 @@ pub enum Error {
 }
 
 impl Error {
+    /// The file concerned, of errors that have one.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Error::Io { path, .. }
+            | Error::Malformed { path, .. }
+            | Error::Tensor { path, .. }
+            | Error::Unsupported { path, .. }
+            | Error::Tokenizer { path, .. } => Some(path),
+            Error::Usage(_) | Error::Numeric { .. } | Error::Device(_) => None,
+        }
+    }
     /// An [`Error::Io`] for `path` while doing `op`.
     pub fn io(path: &Path, op: impl Into<String>, source: io::Error) -> Self {
         Error::Io { path: path.to_owned(), op: op.into(), source }
@@ -80,6 +99,10 @@ impl Error {
     /// An [`Error::Unsupported`] for `path`.
     pub fn unsupported(path: &Path, what: impl Into<String>) -> Self {
         Error::Unsupported { path: path.to_owned(), what: what.into() }
+    }
+    /// An [`Error::Tokenizer`] of the model in `path`.
+    pub fn tokenizer(path: &Path, what: impl Into<String>) -> Self {
+        Error::Tokenizer { path: path.to_owned(), what: what.into() }
     }
     /// An [`Error::Usage`].
     pub fn usage(what: impl Into<String>) -> Self {

@@ -234,6 +234,8 @@ fn refuses_bad_requests() {
     bad(2, &["--generated-windows", "2", "--eval", "t.txt", "--min-same-top", "1.5"], "0 to 1");
     bad(2, &["--coherence"], "--calibration");
     bad(2, &["--max-surprise", "1"], "verify");
+    let nothing = ["--generated-windows", "0", "--eval", "t.txt", "--max-ppl-ratio", "1.1"];
+    bad(2, &nothing, "--eval needs text: --calibration FILE..., or --generated-windows above 0");
     bad(2, &["--max-memory", "12parsecs"], "unit");
     bad(1, &["--imatrix", "/no/such/file"], "/no/such/file");
     let e = fails(2, &[s(&input)]);

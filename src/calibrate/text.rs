@@ -15,10 +15,9 @@ pub fn windows_of(files: &[PathBuf], tokenizer: &Tokenizer, length: usize) -> Re
             .map_err(|e| Error::malformed(path, e.valid_up_to() as u64, "not UTF-8 text"))?;
         let windows = tokenizer.windows(text, length);
         if windows.is_empty() {
-            return Err(Error::unsupported(
-                path,
-                format!("shorter than one window of {length} tokens; give more text"),
-            ));
+            let tokens = tokenizer.encode(text).len();
+            let what = format!("{tokens} tokens, shorter than one window of {length}; give more text");
+            return Err(Error::unsupported(path, what));
         }
         Ok(windows)
     };

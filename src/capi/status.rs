@@ -59,7 +59,7 @@ impl From<Error> for Fault {
             Error::Usage(_) => LB_ERROR_INVALID_ARGUMENT,
             Error::Io { .. } => LB_ERROR_IO,
             Error::Malformed { .. } | Error::Tensor { .. } => LB_ERROR_MALFORMED,
-            Error::Unsupported { .. } => LB_ERROR_UNSUPPORTED,
+            Error::Unsupported { .. } | Error::Tokenizer { .. } => LB_ERROR_UNSUPPORTED,
             Error::Numeric { .. } | Error::Device(_) => LB_ERROR_INTERNAL,
         };
         Fault::new(status, e.to_string())

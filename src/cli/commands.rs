@@ -1,8 +1,10 @@
 //! The commands and what they take: help, manual page and completions are made of these.
 
 use super::flags::{ConvertArgs, GateArgs};
+use super::hint::{self, Files};
 use crate::kernel;
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use std::io::Write;
 use std::path::PathBuf;
 
 const EXAMPLES: &str = "Examples:
@@ -17,7 +19,8 @@ const EXAMPLES: &str = "Examples:
   littlebit-convert verify model-LB1.0.gguf --against model-f16.gguf --eval other.txt
   littlebit-convert diff model-LB1.0.gguf model-LB0.55.gguf
 
-Exit codes: 0 done, 1 the work failed, 2 the request was wrong, 3 the result did not pass its gates, 4 files differ (diff).";
+Exit codes: 0 done, 1 the work failed, 2 the request was wrong, 3 the result did not pass its gates, 4 files differ (diff),
+130, 143 interrupted (SIGINT, SIGTERM).";
 
 /// What the user asked for.
 pub enum Command {
@@ -33,6 +36,24 @@ pub enum Command {
     Print(Vec<u8>),
 }
 
+impl Command {
+    /// What the files that it names are to it.
+    pub fn files(&self) -> Files {
+        let of = |models: &[&PathBuf]| models.iter().map(|&p| p.clone()).collect();
+        match self {
+            Command::Convert(args) => args.files(),
+            Command::Info { file, .. } => Files { models: of(&[file]), ..Files::default() },
+            Command::Diff { a, b, .. } => Files { models: of(&[a, b]), ..Files::default() },
+            Command::Verify(args) => Files {
+                models: args.against.iter().chain([&args.file]).cloned().collect(),
+                texts: args.eval.clone(),
+                ..Files::default()
+            },
+            Command::Print(_) => Files::default(),
+        }
+    }
+}
+
 /// Version with the kernels that run here, the one in force first, and with what `--device` takes in a build with CUDA.
 fn version() -> &'static str {
     let mut kernels = kernel::available();
@@ -45,7 +66,7 @@ fn version() -> &'static str {
 
 /// Compress a language model below two bits per weight by low-rank binary factorization (LittleBit)
 #[derive(Parser)]
-#[command(name = "littlebit-convert", version = version(), after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
+#[command(name = "littlebit-convert", bin_name = "littlebit-convert", version = version(), after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
 #[command(subcommand_negates_reqs = true)]
 struct Cli {
     #[command(subcommand)]
@@ -113,7 +134,15 @@ pub struct VerifyArgs {
 
 /// Parses the command line; prints help or usage errors and exits as clap does.
 pub fn parse_command() -> Command {
-    let cli = Cli::parse();
+    let cli = Cli::try_parse().unwrap_or_else(|e| {
+        if !hint::names_a_type(&e) {
+            e.exit();
+        }
+        // Without stderr there is nobody to tell.
+        let _ = e.print();
+        let _ = writeln!(std::io::stderr(), "littlebit-convert: hint: {}", hint::NO_TYPE);
+        std::process::exit(e.exit_code())
+    });
     match (cli.command, cli.convert) {
         (Some(Sub::Info { file, json }), _) => Command::Info { file, json },
         (Some(Sub::Verify(args)), _) => Command::Verify(Box::new(args)),

@@ -1,5 +1,6 @@
 //! Flags of a conversion and their meaning.
 
+use super::hint::Files;
 use super::values::{bytes, duration, parse, positive, share, stored_type};
 use crate::calibrate::moments::Shares;
 use crate::error::{Error, Result};
@@ -24,26 +25,26 @@ use std::time::Duration;
 pub struct GateArgs {
     /// Highest perplexity on every --eval text, as a multiple of the source's; beyond it the exit code is 3, and a conversion's
     /// result is kept as OUTPUT.rejected
-    #[arg(long, value_name = "X", value_parser = positive, requires = "eval", help_heading = "Output")]
+    #[arg(long, value_name = "X", value_parser = positive, requires = "eval", help_heading = "Gates")]
     max_ppl_ratio: Option<f64>,
     /// Highest mean KL divergence from the source in nats, likewise
-    #[arg(long, value_name = "NATS", value_parser = positive, requires = "eval", help_heading = "Output")]
+    #[arg(long, value_name = "NATS", value_parser = positive, requires = "eval", help_heading = "Gates")]
     max_kld: Option<f64>,
     /// Lowest share of positions with the same most likely token as the source's, 0 to 1, likewise
-    #[arg(long, value_name = "SHARE", value_parser = share, requires = "eval", help_heading = "Output")]
+    #[arg(long, value_name = "SHARE", value_parser = share, requires = "eval", help_heading = "Gates")]
     min_same_top: Option<f64>,
     /// Compare what the model writes after twelve fixed beginnings with what its source writes: repetition, entropy, the
     /// source's surprise; done anyway with --eval or one of the limits below
-    #[arg(long, help_heading = "Output")]
+    #[arg(long, help_heading = "Gates")]
     coherence: bool,
     /// Largest share of repeated runs of four tokens in what it writes, above the source's; beyond it the exit code is 3, likewise
-    #[arg(long, value_name = "SHARE", value_parser = share, help_heading = "Output")]
+    #[arg(long, value_name = "SHARE", value_parser = share, help_heading = "Gates")]
     max_repetition: Option<f64>,
     /// Largest distance of the entropy of what it writes from the source's, in nats, likewise
-    #[arg(long, value_name = "NATS", value_parser = positive, help_heading = "Output")]
+    #[arg(long, value_name = "NATS", value_parser = positive, help_heading = "Gates")]
     max_entropy_change: Option<f64>,
     /// Largest surprise of the source at what it writes, in nats a token above that at the source's own text, likewise
-    #[arg(long, value_name = "NATS", value_parser = positive, help_heading = "Output")]
+    #[arg(long, value_name = "NATS", value_parser = positive, help_heading = "Gates")]
     max_surprise: Option<f64>,
 }
 
@@ -82,7 +83,7 @@ pub struct ConvertArgs {
     /// The same rank for every matrix (a multiple of 32) instead of a bit budget
     #[arg(long, value_name = "R", help_heading = "Size")]
     rank: Option<usize>,
-    /// Largest size of the whole file instead of a bit budget: bytes, or with k, M, G (1000) or Ki, Mi, Gi (1024)
+    /// Largest size of the whole file instead of a bit budget: bytes, or with k, M, G, T (1000) or Ki, Mi, Gi, Ti (1024)
     #[arg(long, value_name = "SIZE", conflicts_with_all = ["rank", "bpw", "lossy"], value_parser = bytes, help_heading = "Size")]
     target_size: Option<u64>,
     /// REGEX=ACTION for weights whose name matches, the last match wins: bpw:B, rank:R, keep, or type:T; repeatable
@@ -117,9 +118,9 @@ pub struct ConvertArgs {
     /// Text to calibrate and tune on; several files are mixed evenly, so give different domains
     #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with = "imatrix", help_heading = "Method")]
     calibration: Vec<PathBuf>,
-    /// How much work --calibration does: fast, normal or best
-    #[arg(long, value_name = "NAME", default_value = "normal", value_parser = parse::<Effort>, help_heading = "Method")]
-    effort: Effort,
+    /// How much work calibration and tuning do: fast, normal or best [default: normal]
+    #[arg(long, value_name = "NAME", requires = "texts", value_parser = parse::<Effort>, help_heading = "Method")]
+    effort: Option<Effort>,
     /// Windows of 512 tokens that the source model writes by itself, as one more text to calibrate on beside the files, instead
     /// of the effort's; 0 turns it off, and without --calibration it is the only text
     #[arg(long, value_name = "N", conflicts_with = "imatrix", value_parser = clap::value_parser!(u32).range(0..=65536), help_heading = "Method")]
@@ -197,7 +198,7 @@ pub struct ConvertArgs {
     #[arg(long, short, help_heading = "Output")]
     pub quiet: bool,
 
-    /// Memory that the run may take, in bytes or with k, M, G (1000) or Ki, Mi, Gi (1024): less is done at once; refused at the
+    /// Memory that the run may take, in bytes or with k, M, G, T (1000) or Ki, Mi, Gi, Ti (1024): less is done at once; refused at the
     /// beginning if that is not enough
     #[arg(long, value_name = "SIZE", value_parser = bytes, help_heading = "Run")]
     max_memory: Option<u64>,
@@ -290,6 +291,41 @@ impl ConvertArgs {
         !self.calibration.is_empty() || self.generated_windows.is_some_and(|n| n > 0)
     }
 
+    /// A flag that was given and means nothing without text to calibrate on. The parser takes `--generated-windows 0` for
+    /// text; a number at its default does no harm.
+    fn needs_text(&self) -> Option<&'static str> {
+        let shares = Shares::default();
+        let given = [
+            ("--eval", !self.eval.is_empty()),
+            ("--auto-bpw", self.auto_bpw.is_some()),
+            ("--save-imatrix", self.save_imatrix.is_some()),
+            ("--statistics", self.statistics.is_some()),
+            ("--effort", self.effort.is_some()),
+            ("--tune-steps", self.tune_steps.is_some()),
+            ("--block-passes", self.block_passes.is_some()),
+            ("--time-budget", self.time_budget.is_some()),
+            ("--drift-correction", self.drift_correction != shares.inputs),
+            ("--residual-correction", self.residual_correction != shares.residual),
+            ("--polish-rounds", self.polish_rounds != POLISH_ROUNDS),
+            ("--absorb-passes", self.absorb_passes != 0),
+        ];
+        given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
+    }
+
+    /// What the files that it names are to it.
+    pub fn files(&self) -> Files {
+        let one = |path: &Option<PathBuf>| path.iter().cloned().collect::<Vec<_>>();
+        let outputs = [&self.output, &self.save_imatrix, &self.statistics].map(one).concat();
+        Files {
+            models: vec![self.input.clone()],
+            imatrix: self.imatrix.clone(),
+            texts: [&self.calibration[..], &self.eval].concat(),
+            statistics: self.statistics.clone(),
+            outputs: [&outputs[..], &self.report].concat(),
+            work: self.output.as_deref().and_then(|o| Some(self.options().ok()?.work_dir(o))),
+        }
+    }
+
     /// The flags as the library's options.
     pub fn options(&self) -> Result<Options> {
         let rotate = match self.rotate.as_str() {
@@ -305,6 +341,11 @@ impl ConvertArgs {
                 "what a model writes is compared in a calibrated conversion: give --calibration TEXT or \
                  --generated-windows N, or compare a finished file by littlebit-convert verify FILE --against SOURCE --coherence",
             ));
+        }
+        if let Some(flag) = self.needs_text().filter(|_| !self.calibrates()) {
+            return Err(Error::usage(format!(
+                "{flag} needs text: --calibration FILE..., or --generated-windows above 0"
+            )));
         }
         let mut rules = self.tensor_rule_file.as_deref().map(read_rules).transpose()?.unwrap_or_default();
         rules.extend(self.tensor_rule.iter().cloned());
@@ -325,7 +366,7 @@ impl ConvertArgs {
             imatrix: self.imatrix.clone(),
             calibration: self.calibrates().then(|| Calibration {
                 files: self.calibration.clone(),
-                effort: self.effort,
+                effort: self.effort.unwrap_or(Effort::Normal),
                 generated: self.generated_windows.map(|n| n as usize),
                 passes: self.block_passes,
                 correction: Shares {

@@ -27,16 +27,17 @@ use std::process::ExitCode;
 pub fn main() -> ExitCode {
     job::memory::keep_freed_buffers();
     signals::report_full_files();
-    let outcome = match commands::parse_command() {
-        Command::Convert(args) => convert(&args),
-        Command::Info { file, json } => info::run(&file, json).map(|()| ExitCode::SUCCESS),
+    let command = commands::parse_command();
+    let outcome = match &command {
+        Command::Convert(args) => convert(args),
+        Command::Info { file, json } => info::run(file, *json).map(|()| ExitCode::SUCCESS),
         Command::Verify(args) => {
             signals::end_cleanly(None);
-            compare::verify(&args)
+            compare::verify(args)
         }
-        Command::Diff { a, b, json } => compare::diff(&a, &b, json),
+        Command::Diff { a, b, json } => compare::diff(a, b, *json),
         Command::Print(text) => {
-            let printed = io::stdout().lock().write_all(&text);
+            let printed = io::stdout().lock().write_all(text);
             printed.map(|()| ExitCode::SUCCESS).map_err(|e| Error::io("stdout".as_ref(), "write", e))
         }
     };
@@ -46,7 +47,7 @@ pub fn main() -> ExitCode {
         Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(e) => {
             let _ = writeln!(io::stderr(), "littlebit-convert: error: {e}");
-            if let Some(hint) = hint::hint(&e) {
+            if let Some(hint) = hint::hint(&e, &command.files()) {
                 let _ = writeln!(io::stderr(), "littlebit-convert: hint: {hint}");
             }
             ExitCode::from(if matches!(e, Error::Usage(_)) { 2 } else { 1 })
@@ -75,7 +76,7 @@ fn convert(args: &ConvertArgs) -> Result<ExitCode> {
     }
     reports::check(&args.report, &[args.output()?, &args.input], args.force())?;
     signals::end_cleanly(Some(options.work_dir(args.output()?)));
-    let mut progress = progress::Progress::new(args.json, args.quiet);
+    let mut progress = progress::Progress::new(args.json, args.quiet, options.calibration.is_none());
     let (source, output) = (source.as_ref(), args.output()?);
     let report = match args.auto_bpw {
         Some(range) => job::search::smallest(source, output, &options, range, |e| progress.event(e))?,

@@ -13,6 +13,8 @@ pub struct Progress {
     quiet: bool,
     bar: ProgressBar,
     started: Instant,
+    /// Whether to say at the beginning what a result without tuning is good for.
+    untuned: bool,
     total_weights: u64,
     done_weights: u64,
     /// Stage, when its first event came, and how far it was then.
@@ -22,8 +24,8 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// `json`: events on stdout; `quiet`: nothing at all unless `json`.
-    pub fn new(json: bool, quiet: bool) -> Self {
+    /// `json`: events on stdout; `quiet`: nothing at all unless `json`; `untuned`: the run has no text to tune on.
+    pub fn new(json: bool, quiet: bool, untuned: bool) -> Self {
         let visible = !json && !quiet && io::stderr().is_terminal();
         let target = if visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         Self {
@@ -31,6 +33,7 @@ impl Progress {
             quiet: quiet || json,
             bar: ProgressBar::with_draw_target(None, target),
             started: Instant::now(),
+            untuned,
             total_weights: 0,
             done_weights: 0,
             stage: None,
@@ -67,6 +70,12 @@ impl Progress {
                     plan.weights as f64 / 1e6,
                     plan.bpw
                 ));
+                if self.untuned {
+                    self.line(
+                        "warning: without text to tune on the file will do to test runtimes and kernels, not to read what it \
+                         writes; for that give --calibration TEXT..., or --generated-windows 256 if there is no text",
+                    );
+                }
                 let floor = plan.entries.iter().filter(|e| e.floor_bound).count();
                 if floor > 0 {
                     self.line(&above_budget(floor));

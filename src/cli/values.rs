@@ -19,10 +19,12 @@ pub fn bytes(text: &str) -> std::result::Result<u64, String> {
         "k" | "K" | "kB" | "KB" => 1e3,
         "M" | "MB" => 1e6,
         "G" | "GB" => 1e9,
+        "T" | "TB" => 1e12,
         "Ki" | "KiB" => 1024.0,
         "Mi" | "MiB" => 1_048_576.0,
         "Gi" | "GiB" => 1_073_741_824.0,
-        other => return Err(format!("unknown unit '{other}'; there are k, M, G, Ki, Mi and Gi")),
+        "Ti" | "TiB" => 1_099_511_627_776.0,
+        other => return Err(format!("unknown unit '{other}'; there are k, M, G, T, Ki, Mi, Gi and Ti")),
     };
     let number: f64 = digits.parse().map_err(|_| format!("'{digits}' is not a number"))?;
     let size = number * unit;

@@ -102,6 +102,11 @@ pub fn convert(
         output::check_target(&rejected(target), &inputs, options.force)?;
     }
     let calibration = options.calibration.as_ref();
+    if calibration.is_none() && options.gates.any() {
+        return Err(Error::usage(
+            "gates are measured in a calibrated conversion only: give texts, or no gates",
+        ));
+    }
     let imatrix = calibration.and_then(|c| c.save_imatrix.as_deref());
     let statistics = calibration.and_then(|c| c.statistics.as_deref());
     let output = Some(target);
@@ -114,6 +119,7 @@ pub fn convert(
             return Err(Error::usage(format!("{what} name the same file; give one of them another name")));
         }
     }
+    statistics.map_or(Ok(()), output::check_folder)?;
     if let Some(path) = imatrix {
         inputs.push(target);
         output::check_target(path, &inputs, options.force)?;

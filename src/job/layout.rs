@@ -92,12 +92,12 @@ impl Layout {
                 if t.ty.can_dequantize() {
                     return Ok(());
                 }
-                Err(Error::tensor(
+                Err(Error::unsupported(
                     source.path(),
-                    &t.name,
                     format!(
-                        "type {} cannot be read; convert the model to F16 first: \
+                        "tensor '{}': type {} cannot be read; convert the model to F16 first: \
                          llama-quantize --allow-requantize IN.gguf OUT.gguf F16",
+                        t.name,
                         t.ty.name()
                     ),
                 ))

@@ -93,14 +93,20 @@ pub(super) fn workers(
     fits.ok_or_else(|| {
         items.sort_by_key(|i| std::cmp::Reverse(i.work));
         Error::usage(format!(
-            "--max-memory {} is too little: '{}' alone takes about {}, the run {}. Give at least that; a lower --bpw or a \
+            "--max-memory {} is too little: '{}' alone takes about {}, the run {}. Give at least {}; a lower --bpw or a \
              smaller type of kept tensors takes less",
             size(limit),
             items[0].name,
             size(items[0].work),
-            size(peak(&items, 1))
+            size(peak(&items, 1)),
+            at_least(peak(&items, 1))
         ))
     })
+}
+
+/// A value for the flag that holds `bytes`.
+fn at_least(bytes: u64) -> String {
+    format!("{}M", bytes.div_ceil(1_000_000))
 }
 
 /// Bytes that one tensor takes while it is worked on, and afterwards until it is written.
@@ -234,9 +240,10 @@ pub(super) fn portions(a: &Amounts, keys_of: &dyn TensorSource, limit: Option<u6
     let (stage, needed) = stages.iter().copied().max_by_key(|s| s.1).expect("there are stages");
     if needed > limit {
         return Err(Error::usage(format!(
-            "--max-memory {} is too little: stage '{stage}' takes about {}. Give at least that{}",
+            "--max-memory {} is too little: stage '{stage}' takes about {}. Give at least {}{}",
             size(limit),
             size(needed),
+            at_least(needed),
             match stage {
                 "generate" => ", or --generated-windows 0 and texts of your own with --calibration",
                 "factorize" => ", or less text: fewer --generated-windows, shorter files",

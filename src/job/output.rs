@@ -26,8 +26,35 @@ pub struct AtomicFile {
     force: bool,
 }
 
-/// Refuses an output that exists (unless `force`) or that is one of the inputs, links included.
+/// The folder of `target`.
+fn folder(target: &Path) -> &Path {
+    target.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Refuses a file to write whose folder is missing.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn check_folder(target: &Path) -> Result<()> {
+    let dir = folder(target);
+    let missing = match std::fs::metadata(dir) {
+        Ok(found) if found.is_dir() => return Ok(()),
+        Ok(_) => {
+            let what = format!("{} is no folder", dir.display());
+            io::Error::new(io::ErrorKind::NotADirectory, what)
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let what = format!("its folder {} is missing", dir.display());
+            io::Error::new(io::ErrorKind::NotFound, what)
+        }
+        Err(e) => e,
+    };
+    Err(Error::io(target, "write", missing))
+}
+
+/// Refuses an output that exists (unless `force`), that is one of the inputs, links included, or whose folder is missing.
 pub fn check_target(target: &Path, inputs: &[&Path], force: bool) -> Result<()> {
+    check_folder(target)?;
     let identity = |p: &Path| std::fs::metadata(p).ok().map(|m| file_id(&m));
     if let Some(id) = identity(target) {
         for input in inputs {
@@ -74,10 +101,7 @@ pub fn write_file(target: &Path, force: bool, bytes: &[u8]) -> Result<()> {
 impl AtomicFile {
     /// Starts a temporary file in the directory of `target`.
     pub fn create(target: &Path, force: bool) -> Result<Self> {
-        let dir = match target.parent() {
-            Some(d) if !d.as_os_str().is_empty() => d,
-            _ => Path::new("."),
-        };
+        let dir = folder(target);
         let name = target
             .file_name()
             .ok_or_else(|| Error::usage(format!("output {} has no file name", target.display())))?;
@@ -142,8 +166,7 @@ fn default_permissions() -> std::fs::Permissions {
 }
 
 fn sync_dir(target: &Path) -> io::Result<()> {
-    let dir = target.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    match File::open(dir)?.sync_all() {
+    match File::open(folder(target))?.sync_all() {
         // Some file systems cannot flush a directory; the file itself is safe by then.
         Err(e) if e.kind() == io::ErrorKind::InvalidInput => Ok(()),
         other => other,

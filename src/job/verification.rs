@@ -59,6 +59,8 @@ fn compare(
     coherence: bool,
     mut progress: impl FnMut(&'static str, usize, usize),
 ) -> Result<Verification> {
+    // A fault in a text is told before hours of other work.
+    let windows = if texts.is_empty() { Vec::new() } else { read(source, texts)? };
     let recorded = file.gguf.get(key::SOURCE_SHA256).and_then(Value::as_str).unwrap_or("").to_owned();
     let same_source = recorded == source.sha256()?;
     let rebuilt = Rebuilt::new(file);
@@ -122,7 +124,7 @@ fn compare(
         ));
     }
     if !texts.is_empty() && out.faults.is_empty() {
-        out.evaluations = evaluate(source, &rebuilt, texts, &mut progress)?;
+        out.evaluations = evaluate(source, &rebuilt, texts, &windows, &mut progress)?;
     }
     if (coherence || !texts.is_empty()) && out.faults.is_empty() {
         out.coherence = Some(written(source, &rebuilt, &mut progress)?);
@@ -151,16 +153,22 @@ fn written(
     Ok(task.compare(&source, &by_source, &by_model, &tokenizer))
 }
 
-/// Both models on the first windows of every text, block by block, so that only one block of each is in memory.
+/// The windows of every text that both models are compared on.
+fn read(source: &dyn TensorSource, texts: &[PathBuf]) -> Result<Vec<Vec<Vec<u32>>>> {
+    let tokenizer = Tokenizer::from_kv(source.path(), source.kv())?;
+    let windows = evaluation_windows(texts, &tokenizer)?;
+    check_embeddings(source, windows.iter().flatten())?;
+    Ok(windows)
+}
+
+/// Both models on the `windows` of every text, block by block, so that only one block of each is in memory.
 fn evaluate(
     source: &dyn TensorSource,
     rebuilt: &Rebuilt,
     texts: &[PathBuf],
+    windows: &[Vec<Vec<u32>>],
     progress: &mut dyn FnMut(&'static str, usize, usize),
 ) -> Result<Vec<(PathBuf, Comparison)>> {
-    let tokenizer = Tokenizer::from_kv(source.path(), source.kv())?;
-    let windows = evaluation_windows(texts, &tokenizer)?;
-    check_embeddings(source, windows.iter().flatten())?;
     let all: Vec<&[u32]> = windows.iter().flatten().map(Vec::as_slice).collect();
     let loaders = [Loader::new(source)?, Loader::new(rebuilt)?];
     let frames = [loaders[0].frame()?, loaders[1].frame()?];
@@ -184,7 +192,7 @@ fn evaluate(
     let (of_source, of_file) = (rows(0, progress)?, rows(1, progress)?);
     let mut at = 0;
     let mut out = Vec::new();
-    for (path, windows) in texts.iter().zip(&windows) {
+    for (path, windows) in texts.iter().zip(windows) {
         let windows: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
         let range = at..at + windows.len();
         at = range.end;

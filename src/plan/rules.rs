@@ -65,6 +65,9 @@ impl std::str::FromStr for Rule {
                 let refused = |what| wrong(format!("type '{t}' cannot be written; {what}"));
                 RuleAction::Type(encode::type_named(t).map_err(refused)?)
             }
+            None if encode::type_named(action).is_ok() => {
+                return Err(wrong(format!("write type:{action}")));
+            }
             _ => return Err(wrong(format!("'{action}' is none of bpw:B, rank:R, keep, type:T"))),
         };
         Ok(Self { text: text.to_owned(), regex, action })

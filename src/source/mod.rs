@@ -76,6 +76,7 @@ pub fn open(path: &Path) -> Result<Box<dyn TensorSource>> {
     if hf::is_checkpoint(path) {
         Ok(Box::new(HfSource::open(path)?))
     } else {
+        hf::files::check_not_pytorch(path)?;
         Ok(Box::new(GgufSource::open(path)?))
     }
 }
@@ -131,6 +132,7 @@ fn find(path: &Path) -> Result<Found> {
             false => Ok(Found::Checkpoint),
         };
     }
+    hf::files::check_not_pytorch(path)?;
     let gguf = Gguf::open(path)?;
     if !is_littlebit(&gguf) {
         return Ok(Found::Gguf(gguf));

@@ -68,24 +68,19 @@ impl Tokenizer {
     /// Builds the tokenizer of the model in `path` (for messages) from its keys.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for a tokenizer or pre-tokenizer that is not known here, or missing keys.
+    /// [`Error::Tokenizer`] for a tokenizer or pre-tokenizer that is not known here, or missing keys.
     pub fn from_kv(path: &Path, kv: &[(String, Value)]) -> Result<Self> {
         let get = |key: &str| {
             let name = format!("tokenizer.ggml.{key}");
             kv.iter().find(|(k, _)| *k == name).map(|(_, v)| v)
         };
-        let fault = |what: String| Error::unsupported(path, what);
+        let fault = |what: String| Error::tokenizer(path, what);
         let flag = |key: &str| match get(key) {
             Some(Value::Bool(b)) => Some(*b),
             _ => None,
         };
         let vocabulary = strings(get("tokens"))
-            .ok_or_else(|| {
-                fault(
-                    "key tokenizer.ggml.tokens is missing; give statistics with --imatrix instead of texts"
-                        .into(),
-                )
-            })?
+            .ok_or_else(|| fault("key tokenizer.ggml.tokens is missing".into()))?
             .to_vec();
         let types = match get("token_type") {
             Some(Value::Array(Array::I32(t))) if t.len() == vocabulary.len() => t.clone(),
@@ -100,8 +95,7 @@ impl Tokenizer {
                 let name = get("pre").and_then(Value::as_str).unwrap_or("default");
                 let pre = pre_tokenizer::find(name).ok_or_else(|| {
                     fault(format!(
-                        "pre-tokenizer '{name}' is not known here (known: {}); give statistics with --imatrix instead \
-                         of --calibration",
+                        "pre-tokenizer '{name}' is not known here (known: {})",
                         pre_tokenizer::names().join(", ")
                     ))
                 })?;
@@ -132,10 +126,7 @@ impl Tokenizer {
                 )
             }
             other => {
-                return Err(fault(format!(
-                    "tokenizer '{other}' is not known here (known: gpt2, llama); give statistics with --imatrix \
-                     instead of --calibration"
-                )));
+                return Err(fault(format!("tokenizer '{other}' is not known here (known: gpt2, llama)")));
             }
         };
         let bos = get("bos_token_id").and_then(Value::as_u64).map(|b| b as u32);

@@ -6,7 +6,7 @@ use crate::bits::{SignMatrix, stray_bit};
 use crate::error::{Error, Result};
 use crate::format::schema::Part;
 use crate::format::{LittleBitFile, MatrixEntry};
-use crate::gguf::{Gguf, TensorData, TensorInfo};
+use crate::gguf::{Gguf, MAGIC, TensorData, TensorInfo};
 use crate::source::hf::interleaved;
 use crate::source::shard::{Entry, Shard};
 use half::f16;
@@ -16,17 +16,18 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-/// Whether `path` is a safetensors file that calls itself a container. Faults show up when it is opened.
+/// Whether `path` is a safetensors file that calls itself a container, or has a container's name and is no GGUF. Faults show
+/// up when it is opened.
 pub fn is_container(path: &Path) -> bool {
+    let mut start = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(9).read_to_end(&mut start));
+    if !path.is_file() || read.is_err() || start.starts_with(&MAGIC) {
+        return false;
+    }
     // The mark stands in the metadata, which need not come first.
-    let looks_like_one = || -> std::io::Result<bool> {
-        let mut start = [0; 9];
-        File::open(path)?.read_exact(&mut start)?;
-        Ok(start[8] == b'{')
-    };
-    path.is_file()
-        && looks_like_one().unwrap_or(false)
-        && Shard::open(path).is_ok_and(|s| s.metadata.get("format").is_some_and(|f| f == FORMAT))
+    let marked = || Shard::open(path).is_ok_and(|s| s.metadata.get("format").is_some_and(|f| f == FORMAT));
+    path.extension().is_some_and(|e| e.eq_ignore_ascii_case("littlebit"))
+        || (start.get(8) == Some(&b'{') && marked())
 }
 
 /// Opens the container at `path` as the LittleBit file that it stands for.

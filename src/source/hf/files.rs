@@ -2,8 +2,11 @@
 
 use super::json::Json;
 use crate::error::{Error, Result};
+use crate::gguf::MAGIC;
 use crate::source::shard::Shard;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
 const SINGLE: &str = "model.safetensors";
@@ -14,6 +17,28 @@ const INDEX_SUFFIX: &str = ".safetensors.index.json";
 pub(super) fn is_checkpoint(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     name.ends_with(".safetensors") || name.ends_with(INDEX_SUFFIX)
+}
+
+/// Refuses files as PyTorch writes them.
+///
+/// # Errors
+/// [`Error::Unsupported`]; [`Error::Io`].
+pub(in crate::source) fn check_not_pytorch(path: &Path) -> Result<()> {
+    if !path.is_file() {
+        return Ok(());
+    }
+    let mut start = Vec::new();
+    let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
+    file.take(4).read_to_end(&mut start).map_err(|e| Error::io(path, "read", e))?;
+    // A zip archive, or a bare pickle as before version 1.6.
+    let content = start == *b"PK\x03\x04" || start.starts_with(&[0x80, 0x02]);
+    let named = path.extension().is_some_and(|e| ["bin", "pt", "pth"].iter().any(|n| e == *n));
+    if content || (named && start != MAGIC) {
+        let what = "PyTorch files (.bin, .pt) are not read; give the checkpoint in safetensors, or a GGUF made by llama.cpp's \
+                    convert_hf_to_gguf.py";
+        return Err(Error::unsupported(path, what));
+    }
+    Ok(())
 }
 
 /// Opens the shards of `path`, a checkpoint's directory or one of the files that [`is_checkpoint`] accepts. Also
