@@ -243,10 +243,8 @@ fn a_work_folder_of_others_is_left_alone() {
     let (out, mine) = (dir.path().join("o.gguf"), dir.path().join("mine"));
     std::fs::create_dir(&mine).unwrap();
     std::fs::write(mine.join("thesis.txt"), "three years").unwrap();
-    for target in [&out, Path::new("/dev/full/o.gguf")] {
-        let said = fails(2, &[s(&input), s(target), "--rank", "32", "--work-dir", s(&mine)]);
-        assert!(said.contains("holds 'thesis.txt'") && said.contains("--work-dir"), "{said}");
-    }
+    let said = fails(2, &[s(&input), s(&out), "--rank", "32", "--work-dir", s(&mine)]);
+    assert!(said.contains("holds 'thesis.txt'") && said.contains("--work-dir"), "{said}");
     // The folder of the model, too.
     fails(2, &[s(&input), s(&out), "--rank", "32", "--work-dir", s(dir.path())]);
     assert_eq!(names(dir.path()), ["mine", "small.gguf"]);
