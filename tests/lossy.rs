@@ -39,16 +39,17 @@ fn model(dir: &Path) -> PathBuf {
 /// values of a matrix.
 ///
 /// The smallest steps of the symmetric types are a 16th and an 8th of the largest value, which a value of the other sign may miss by a
-/// whole one; `q6_K` has a 32nd with scales of 8 bits, `q4_K` a 15th of the range, up to twice the largest value, by scales of 6 bits.
+/// whole one; of `q8_0` it is half a 127th, and a scale that f16 rounds moves the largest value by a 16th of a step; `q6_K` has a 32nd with scales of 8 bits, `q4_K` a 15th of the range, up to twice the largest value, and scales that come nearest in
+/// least squares may cut off an end.
 fn rounding(ty: GgmlType) -> (usize, f64, f64) {
     match ty {
         GgmlType::F16 => (1, 1.0 / 2048.0, 4e-4),
         GgmlType::BF16 => (1, 1.0 / 256.0, 3e-3),
-        GgmlType::Q8_0 => (32, 0.51 / 127.0, 8e-3),
+        GgmlType::Q8_0 => (32, 0.57 / 127.0, 8e-3),
         GgmlType::Q6_K => (256, 1.1 / 32.0, 0.03),
         GgmlType::Q5_0 => (32, 1.1 / 16.0, 0.06),
         GgmlType::Q4_0 => (32, 1.1 / 8.0, 0.12),
-        GgmlType::Q4_K => (256, 1.5 / 15.0, 0.1),
+        GgmlType::Q4_K => (256, 2.0 / 15.0, 0.1),
         _ => panic!("{ty} was not asked for"),
     }
 }
@@ -83,13 +84,13 @@ fn small_types_hold_the_product_within_their_rounding() {
     let read = |g: &Gguf, name: &str| g.read_f32(g.tensor(name).unwrap()).unwrap();
     let mut errors = Vec::new();
     // The type asked for, that of rows of 64, and that of rows of 200.
-    use GgmlType::{BF16, F16, Q4_0, Q4_K, Q5_0, Q6_K, Q8_0};
+    type T = GgmlType;
     for (asked, ty, by_32, odd) in [
-        ("bf16", BF16, BF16, BF16),
-        ("q6_K", Q6_K, Q8_0, F16),
-        ("q5_0", Q5_0, Q5_0, F16),
-        ("q4_K", Q4_K, Q5_0, F16),
-        ("q4_0", Q4_0, Q4_0, F16),
+        ("bf16", T::BF16, T::BF16, T::BF16),
+        ("q6_K", T::Q6_K, T::Q8_0, T::F16),
+        ("q5_0", T::Q5_0, T::Q5_0, T::F16),
+        ("q4_K", T::Q4_K, T::Q5_0, T::F16),
+        ("q4_0", T::Q4_0, T::Q4_0, T::F16),
     ] {
         let (direct, later) = (path(&format!("{asked}-direct.gguf")), path(&format!("{asked}-later.gguf")));
         ok(&[&[s(&input), s(&direct), "--lossy", asked], &own[..]].concat());

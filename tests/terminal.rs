@@ -126,7 +126,7 @@ fn escape_sequences_are_for_terminals() {
 #[test]
 fn every_shell_has_a_completion_script() {
     for (shell, begin) in [
-        ("bash", "_littlebit-convert()"),
+        ("bash", "complete -F _littlebit__convert "),
         ("zsh", "#compdef littlebit-convert"),
         ("fish", "complete -c littlebit-convert"),
         ("elvish", "edit:completion:arg-completer[littlebit-convert]"),
@@ -180,5 +180,7 @@ fn a_second_signal_changes_nothing() {
         assert_eq!(said.matches("interrupted; ").count(), 1, "{said}");
         assert!(sent.elapsed() < Duration::from_secs(10), "{:?}", sent.elapsed());
         assert!(!out.exists());
+        // The next run is to make its own, which tells that it listens to signals.
+        std::fs::remove_dir_all(&work).unwrap();
     }
 }
