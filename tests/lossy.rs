@@ -38,17 +38,17 @@ fn model(dir: &Path) -> PathBuf {
 /// Values in one block of a type, the largest error as a share of the block's largest value, and the largest relative error of all
 /// values of a matrix.
 ///
-/// The smallest steps of the symmetric types are a 16th and an 8th of the largest value, which a value of the other sign may miss by a
-/// whole one; of `q8_0` it is half a 127th, and a scale that f16 rounds moves the largest value by a 16th of a step; `q6_K` has a 32nd with scales of 8 bits, `q4_K` a 15th of the range, up to twice the largest value, and scales that come nearest in
-/// least squares may cut off an end.
+/// Of `q8_0` it is half a 127th, and a scale that f16 rounds moves the largest value by a 16th of a step. The steps of the other
+/// symmetric types are a 32nd, a 16th and an 8th of the largest value, which a value of the other sign may miss by a whole one;
+/// `q4_K` has a 15th of the range, up to twice the largest value. Scales that come nearest in least squares cut off a little more.
 fn rounding(ty: GgmlType) -> (usize, f64, f64) {
     match ty {
         GgmlType::F16 => (1, 1.0 / 2048.0, 4e-4),
         GgmlType::BF16 => (1, 1.0 / 256.0, 3e-3),
         GgmlType::Q8_0 => (32, 0.57 / 127.0, 8e-3),
         GgmlType::Q6_K => (256, 1.1 / 32.0, 0.03),
-        GgmlType::Q5_0 => (32, 1.1 / 16.0, 0.06),
-        GgmlType::Q4_0 => (32, 1.1 / 8.0, 0.12),
+        GgmlType::Q5_0 => (32, 1.25 / 16.0, 0.06),
+        GgmlType::Q4_0 => (32, 1.25 / 8.0, 0.12),
         GgmlType::Q4_K => (256, 2.0 / 15.0, 0.1),
         _ => panic!("{ty} was not asked for"),
     }

@@ -94,6 +94,18 @@ impl Printed {
     }
 }
 
+impl Printed {
+    /// The line of another command; the keys of `littlebit.kv` are the file's.
+    fn line(&mut self, heading: &str, line: &str) {
+        let mut value: Json = serde_json::from_str(line).expect(line);
+        if let Some(kv) = value.pointer_mut("/littlebit/kv") {
+            assert!(kv.as_object().is_some_and(|kv| kv.contains_key("version")), "{kv}");
+            *kv = serde_json::json!({});
+        }
+        collect(&value, "", self.0.entry(heading.to_owned()).or_default());
+    }
+}
+
 /// A text in the words of the test model: two windows of 512 tokens and some.
 fn text(dir: &Path) -> PathBuf {
     let path = dir.join("eval.txt");
@@ -174,6 +186,13 @@ fn the_page_names_every_field() {
     let against = ["--against", s(&foreign), "--json"];
     printed.verification(&out_of(3, &[&["verify", s(&plain)], &against[..]].concat()));
 
+    for file in [&input, &plain] {
+        printed.line("`info --json`", &ok(&["info", s(file), "--json"]));
+    }
+    for (a, b) in [(&plain, &other), (&input, &plain)] {
+        printed.line("`diff --json`", &out_of(4, &["diff", s(a), s(b), "--json"]));
+    }
+
     let page = documented();
     let headings: Vec<&str> = printed.0.keys().map(String::as_str).collect();
     assert_eq!(headings, page.keys().copied().collect::<Vec<_>>());
@@ -224,8 +243,6 @@ fn each_gate_rejects_by_its_figure() {
         let excess = |what: &str| of("model", what) - of("source", what);
         let repetition = excess("repeated_likely").max(excess("repeated_drawn"));
         let same = last["report"]["evaluations"][0]["same_top"]["value"].as_f64().unwrap();
-        println!("FIG {seed} {same} {repetition} {}", excess("entropy"));
-        println!("FIG {seed} {same} {repetition} {}", excess("entropy"));
         [same, repetition, excess("entropy").abs()]
     };
     // A source of random weights repeats itself, too; by some seed the result does it more.
@@ -267,4 +284,13 @@ fn each_gate_rejects_by_its_figure() {
         assert!(out.exists() && !rejected.exists(), "{flag}");
         std::fs::remove_file(&out).unwrap();
     }
+    // Also if nobody reads the report.
+    let (reader, unread) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = std::process::Command::new(support::BIN);
+    command.args([s(&input), s(&out), "--rank", "32", "--seed", &seed, "--eval", s(&eval)]).args(SHORT);
+    command.args(["--statistics", s(&statistics), "--min-same-top", &(same + 5e-4).to_string(), "-q"]);
+    let ended = command.stdout(unread).output().unwrap();
+    assert_eq!(ended.status.code(), Some(3), "{}", String::from_utf8_lossy(&ended.stderr));
+    assert!(!out.exists() && rejected.exists());
 }
