@@ -36,15 +36,10 @@ pub fn main() -> ExitCode {
             compare::verify(args)
         }
         Command::Diff { a, b, json } => compare::diff(a, b, *json),
-        Command::Print(text) => {
-            let printed = io::stdout().lock().write_all(text);
-            printed.map(|()| ExitCode::SUCCESS).map_err(|e| Error::io("stdout".as_ref(), "write", e))
-        }
+        Command::Print(text) => print(text).map(|()| ExitCode::SUCCESS),
     };
     match outcome {
         Ok(code) => code,
-        // The reader of our output went away: nothing is wrong.
-        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(e) => {
             let _ = writeln!(io::stderr(), "littlebit-convert: error: {e}");
             if let Some(hint) = hint::hint(&e, &command.files()) {
@@ -127,7 +122,15 @@ fn repack(args: &ConvertArgs, model: Compressed) -> Result<()> {
     print_line(&format!("{}: {}, {long}", output.display(), present::size(bytes)))
 }
 
-/// Writes a line to stdout; a closed pipe comes back as an error that [`main`] forgives.
+/// Writes a line to stdout, as [`print`] does.
 fn print_line(line: &str) -> Result<()> {
-    writeln!(io::stdout().lock(), "{line}").map_err(|e| Error::io("stdout".as_ref(), "write", e))
+    print(format!("{line}\n").as_bytes())
+}
+
+/// Writes to stdout. That its reader went away is no error, and what was found still decides on the exit code.
+fn print(text: &[u8]) -> Result<()> {
+    match io::stdout().lock().write_all(text) {
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.map_err(|e| Error::io("stdout".as_ref(), "write", e)),
+    }
 }
