@@ -5,9 +5,7 @@ mod support;
 use littlebit::format::{LittleBitFile, factors::slice_bits, schema};
 use littlebit::gguf::{Gguf, Value};
 use serde_json::Value as Json;
-use support::{fails, ok, run, s, small_model, small_tensors};
-
-fn untouched(_: &str, _: &mut Vec<f32>) {}
+use support::{fails, ok, run, s, small_model, small_tensors, untouched};
 
 #[test]
 fn writes_schema_v1() {

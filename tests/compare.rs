@@ -6,9 +6,7 @@ use littlebit::format::LittleBitFile;
 use littlebit::format::schema::Part;
 use serde_json::Value as Json;
 use std::path::Path;
-use support::{fails, ok, run, s, small_model};
-
-fn untouched(_: &str, _: &mut Vec<f32>) {}
+use support::{fails, ok, run, s, small_model, untouched};
 
 /// JSON of `diff`, which exits with `code`.
 fn diff(code: i32, a: &Path, b: &Path) -> Json {

@@ -12,9 +12,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use support::checkpoint::{SMOLLM, Shape, write_checkpoint, write_gguf};
-use support::{fails, ok, s, small_model};
-
-fn untouched(_: &str, _: &mut Vec<f32>) {}
+use support::{fails, ok, s, small_model, untouched};
 
 #[test]
 fn gguf_and_container_are_one_model() {

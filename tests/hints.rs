@@ -6,9 +6,7 @@ use littlebit::gguf::{GgmlType, Gguf, TensorDesc, Value, Writer};
 use std::fs;
 use std::path::Path;
 use support::checkpoint::{SMOLLM, write_gguf};
-use support::{BIN, fails, ok, run, s, small_model};
-
-fn untouched(_: &str, _: &mut Vec<f32>) {}
+use support::{BIN, fails, ok, run, s, small_model, untouched};
 
 /// Runs with `args`, expects `code`, an error with all of `words`, and no file called `o.gguf` nor a work folder in `dir`.
 fn refused(dir: &Path, code: i32, args: &[&str], words: &[&str]) -> String {

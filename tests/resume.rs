@@ -9,9 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use support::checkpoint::{SMOLLM, write_gguf};
-use support::{BIN, fails, ok, run, s, small_model, weights};
-
-fn untouched(_: &str, _: &mut Vec<f32>) {}
+use support::{BIN, fails, ok, run, s, small_model, untouched, weights};
 
 fn names(dir: &Path) -> Vec<String> {
     let mut names: Vec<String> =

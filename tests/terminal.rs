@@ -9,9 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
-use support::{BIN, ok, run, s, small_model};
-
-fn untouched(_: &str, _: &mut Vec<f32>) {}
+use support::{BIN, ok, run, s, small_model, untouched};
 
 /// Runs with a stdout that nobody reads.
 fn unread(args: &[&str]) -> Output {

@@ -98,15 +98,14 @@ fn run() -> Result<(), String> {
 fn node_seconds(engine: &ggml::Engine<'_>) -> Option<f64> {
     const NODES: usize = 1000;
     let pool = engine.nodes(NODES)?;
-    let mut seconds: Vec<f64> = (0..NODE_ROUNDS)
+    let seconds = (0..NODE_ROUNDS)
         .map(|_| {
             let start = Clock::Wall.now();
             pool.run();
             (Clock::Wall.now() - start) / NODES as f64
         })
         .collect();
-    seconds.sort_by(f64::total_cmp);
-    Some(seconds[NODE_ROUNDS / 2])
+    Some(Row::new("node".into(), 0, seconds).median())
 }
 
 /// What one case measures.

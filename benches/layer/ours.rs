@@ -1,7 +1,7 @@
 //! Our layers, run like ggml's: by a team of threads that starts once per sample.
 
 use crate::Setting;
-use crate::cores::Cores;
+use crate::cores::team;
 use half::f16;
 use littlebit::bits::tile_bytes;
 use littlebit::format::factors::{RANK_STEP, slice_bits};
@@ -126,7 +126,7 @@ impl Layers {
         let (pool, products, batch, kernel) = (&self.pool[..], self.products, self.batch, self.kernel);
         let nth = self.work.len();
         let barrier = &SpinBarrier::new(nth);
-        let job = move |work: &mut [u8], ith: usize| {
+        let job = move |ith: usize, work: &mut Vec<u8>| {
             let (t, y) = (t, y);
             for layer in pool.iter().cycle().take(products) {
                 let p = layer.path();
@@ -140,22 +140,7 @@ impl Layers {
                 }
             }
         };
-        let (first, others) = self.work.split_first_mut().expect("at least one thread");
-        if others.is_empty() {
-            return job(first, 0);
-        }
-        let cores = Cores::allowed();
-        std::thread::scope(|scope| {
-            for (i, work) in others.iter_mut().enumerate() {
-                scope.spawn(move || {
-                    cores.take(i + 1);
-                    job(work, i + 1);
-                });
-            }
-            cores.take(0);
-            job(first, 0);
-        });
-        cores.leave();
+        team(&mut self.work, job);
     }
 }
 

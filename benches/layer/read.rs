@@ -1,6 +1,6 @@
 //! How fast memory can be read: what streaming weights cannot beat.
 
-use crate::cores::Cores;
+use crate::cores::team;
 
 /// Words of 64 bytes.
 type Line = [u64; 8];
@@ -18,24 +18,9 @@ impl Memory {
 
     /// Reads everything once, each thread its part.
     pub fn read(&self, threads: usize) {
-        let mut parts = self.0.chunks(self.0.len().div_ceil(threads));
-        let first = parts.next().unwrap_or_default();
-        if threads == 1 {
-            std::hint::black_box(fold(first));
-            return;
-        }
-        let cores = Cores::allowed();
-        std::thread::scope(|scope| {
-            for (i, part) in parts.enumerate() {
-                scope.spawn(move || {
-                    cores.take(i + 1);
-                    std::hint::black_box(fold(part));
-                });
-            }
-            cores.take(0);
-            std::hint::black_box(fold(first));
+        team(self.0.chunks(self.0.len().div_ceil(threads)), |_, part| {
+            std::hint::black_box(fold(part));
         });
-        cores.leave();
     }
 }
 

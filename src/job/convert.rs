@@ -13,7 +13,7 @@ use crate::job::layout::{Budget, Layout};
 use crate::job::limits::workers;
 use crate::job::pool::{in_pool, start};
 use crate::job::repack::{self, Form, at_output};
-use crate::job::report::{Evaluation, Event, KeptReport, MatrixReport, Report};
+use crate::job::report::{Evaluation, Event, KeptReport, MatrixReport, Report, tell_notes};
 use crate::job::space::{self, Need};
 use crate::job::stages::Stages;
 use crate::job::tensor::{Done, encoded, factorize_tensor, finished, keep};
@@ -137,7 +137,7 @@ pub fn convert(
         }
     }
     let device = open_device(options)?;
-    device.take_notes().iter().for_each(|note| progress(Event::Note(note)));
+    tell_notes(&device, &mut progress);
     // From here on what it is, no longer what was hoped for.
     let options = &Options { device: device.kind(), ..options.clone() };
     let sha256 = source.sha256()?;
@@ -305,7 +305,7 @@ impl Run<'_> {
                     for (name, bytes) in &parts {
                         writer.write_tensor(name, bytes).map_err(|e| at_output(e, target))?;
                     }
-                    device.take_notes().iter().for_each(|note| progress(Event::Note(note)));
+                    tell_notes(device, progress);
                     progress(Event::Matrix { index: matrices.len(), count: specs.len(), report: &report });
                     matrices.push(report);
                 }

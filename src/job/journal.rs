@@ -42,12 +42,7 @@ impl Journal {
     /// [`Error::Usage`] if another run is at work on it, if it belongs to a run with another fingerprint (the
     /// message names the field), or if the folder holds something else.
     pub fn open(dir: &Path, fingerprint: &Fingerprint) -> Result<Self> {
-        match std::fs::create_dir(dir) {
-            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
-                return Err(Error::io(dir, "create work folder", e));
-            }
-            _ => {}
-        }
+        ensure_folder(dir)?;
         check_ours(dir)?;
         let path = dir.join(LOCK);
         let lock = File::options().create(true).truncate(false).write(true).open(&path);
@@ -134,12 +129,8 @@ impl Journal {
     /// [`Error::Io`].
     pub fn files(&self) -> Result<PathBuf> {
         let dir = self.dir.join(FILES);
-        match std::fs::create_dir(&dir) {
-            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
-                Err(Error::io(&dir, "create folder", e))
-            }
-            _ => Ok(dir),
-        }
+        ensure_folder(&dir)?;
+        Ok(dir)
     }
 
     /// Removes the journal, and its folder if nothing else has come into it.
@@ -168,6 +159,16 @@ impl Journal {
         // It stays where it is a disk of its own or holds what somebody put there.
         let _ = std::fs::remove_dir(&dir);
         Ok(())
+    }
+}
+
+/// Makes a work folder, or one in it, unless it is there.
+fn ensure_folder(dir: &Path) -> Result<()> {
+    match std::fs::create_dir(dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+            Err(Error::io(dir, "create work folder", e))
+        }
+        _ => Ok(()),
     }
 }
 

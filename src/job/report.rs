@@ -1,5 +1,6 @@
 //! What a conversion tells while it runs and when it is done.
 
+use crate::factorize::Device;
 use crate::plan::Plan;
 use crate::tune::BlockOutcome;
 use crate::verify::{Coherence, Gates};
@@ -52,6 +53,11 @@ pub enum Event<'a> {
         /// What came out.
         report: &'a MatrixReport,
     },
+}
+
+/// Hands on what has come up on the device.
+pub(super) fn tell_notes(device: &Device, progress: &mut dyn FnMut(Event)) {
+    device.take_notes().iter().for_each(|note| progress(Event::Note(note)));
 }
 
 /// One factorized matrix (all its experts).

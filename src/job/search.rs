@@ -102,8 +102,7 @@ pub fn smallest(
     let search = format!("{} to {}, {:?}, {types:?}", range.low, range.high, options.gates);
     run.insert("search".to_owned(), format!("{search}, {}", method_text(options)));
     let journal = Journal::open(&work, &run)?;
-    let files = journal.files()?;
-    let search = match trials(source, &files, options, calibration, range, &journal, &mut progress) {
+    let search = match trials(source, &work, options, calibration, range, &journal, &mut progress) {
         Ok(search) => search,
         Err(e) => {
             // What the system refused can be repeated, and finished trials are worth keeping.
@@ -121,7 +120,7 @@ pub fn smallest(
     let mut report = parse(&json.unwrap_or_default(), &work)?;
     report.failures = failures(&report, options);
     report.output = out.clone();
-    copy(&files.join(trial(chosen)), &out, options.force)?;
+    copy(&journal.files()?.join(trial(chosen)), &out, options.force)?;
     journal.remove()?;
     Ok(report)
 }
@@ -129,17 +128,18 @@ pub fn smallest(
 /// Tries sizes until the answer is known; what was tried before is taken from the journal.
 fn trials(
     source: &dyn TensorSource,
-    files: &Path,
+    work: &Path,
     options: &Options,
     calibration: &Calibration,
     range: Range,
     journal: &Journal,
     progress: &mut dyn FnMut(Event),
 ) -> Result<Search> {
+    let files = journal.files()?;
     let mut search = Search { range, passed: None, failed: None };
     while let Some(bpw) = search.next() {
         let report = match journal.get::<String>(&record(bpw))? {
-            Some(json) => parse(&json, files)?,
+            Some(json) => parse(&json, work)?,
             None => {
                 progress(Event::Note(&format!("trying {bpw} bits per weight")));
                 let mut options = at(options, bpw);

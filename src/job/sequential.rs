@@ -16,7 +16,7 @@ use crate::factorize::Device;
 use crate::format::Factors;
 use crate::job::convert::Options;
 use crate::job::journal::Journal;
-use crate::job::report::Event;
+use crate::job::report::{Event, tell_notes};
 use crate::tune::{Absorption, BlockSettings, BlockTask, Teacher};
 use half::bf16;
 use rayon::prelude::*;
@@ -189,7 +189,7 @@ impl Stage<'_> {
                 }
             };
             model.blocks.push(block);
-            self.device.take_notes().iter().for_each(|note| progress(Event::Note(note)));
+            tell_notes(self.device, progress);
             if let Some(outcome) = &outcome {
                 progress(Event::Block { index: b, count: model.config.blocks, outcome });
             }

@@ -70,10 +70,11 @@ pub(super) struct Run<'a> {
 
 #[cfg(target_arch = "x86_64")]
 impl Run<'_> {
-    /// Where row block `b` of the next run begins, for prefetches only.
+    /// Where row block `b` begins, for prefetches; those from `blocks`, the number of the run, on are the next run's.
     #[inline]
-    pub fn after(&self, b: usize) -> *const u8 {
-        self.tile.as_ptr().wrapping_add(self.next).wrapping_add(b * self.stride)
+    pub fn row_block(&self, b: usize, blocks: usize) -> *const u8 {
+        let at = if b < blocks { b * self.stride } else { self.next + (b - blocks) * self.stride };
+        self.tile.as_ptr().wrapping_add(at)
     }
 }
 

@@ -28,8 +28,7 @@ pub(super) fn ahead(run: &Run<'_>, b: usize, blocks: usize) {
         return;
     }
     for b in b + few..b + 2 * few {
-        let start =
-            if b < blocks { run.tile.as_ptr().wrapping_add(b * run.stride) } else { run.after(b - blocks) };
+        let start = run.row_block(b, blocks);
         for at in (0..bytes).step_by(PAGE) {
             // SAFETY: a prefetch may point anywhere.
             unsafe { _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(at).cast()) };

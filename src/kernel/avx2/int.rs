@@ -110,8 +110,7 @@ fn row_blocks<const N: usize>(run: &Run<'_>, sums: &mut [IntSums]) {
     for b in 0..blocks {
         pages::ahead(run, b, blocks);
         // The row block that is read after this one, where prefetching goes on.
-        let next =
-            if b + 1 < blocks { run.tile.as_ptr().wrapping_add((b + 1) * run.stride) } else { run.after(0) };
+        let next = run.row_block(b + 1, blocks);
         let tile = &run.tile[b * run.stride..][..32 * run.byte_cols];
         for (piece, tile) in tile.chunks(32 * PIECE).enumerate() {
             let (first, end) = (piece * PIECE, piece * PIECE + tile.len() / 32);

@@ -66,8 +66,7 @@ unsafe fn row_blocks<const R: usize, const N: usize>(
     let bytes = 32 * run.byte_cols;
     // The row blocks that are read after these, and where the byte after these blocks' last would lie if those
     // followed at once.
-    let next = if first + R < blocks { tile.wrapping_add(R * run.stride) } else { run.after(0) };
-    let beyond = next.wrapping_sub(bytes);
+    let beyond = run.row_block(first + R, blocks).wrapping_sub(bytes);
     for unit in 0..run.byte_cols / 4 {
         let ahead = 128 * unit + PREFETCH;
         let ahead = if ahead < bytes { tile } else { beyond }.wrapping_add(ahead);
