@@ -38,6 +38,15 @@ LBK_DEVICE double lbf_block_sum(double v, double * scratch) {
     return sum;
 }
 
+// the sum of the squares of n values over a block, as lbf_block_sum
+LBK_DEVICE double lbf_block_squares(const float * x, uint32_t n, double * scratch) {
+    double square = 0.0;
+    for (uint32_t i = threadIdx.x; i < n; i += LBF_THREADS) {
+        square += (double) x[i]*(double) x[i];
+    }
+    return lbf_block_sum(square, scratch);
+}
+
 //
 // latent factors, r x n, column-major, with Z = sign(x) a b^T
 //
@@ -136,11 +145,7 @@ LBK_KERNEL LBK_BOUNDS(LBF_THREADS) lbf_direction(lbf_args p) {
 // out /= its length; of zeros it becomes the direction of ones, as a factor that has collapsed has no other. One block.
 LBK_KERNEL LBK_BOUNDS(LBF_THREADS) lbf_start(lbf_args p) {
     LBK_SHARED(shared);
-    double square = 0.0;
-    for (uint32_t k = threadIdx.x; k < p.r; k += LBF_THREADS) {
-        square += (double) p.out[k]*(double) p.out[k];
-    }
-    square = lbf_block_sum(square, (double *) shared);
+    const double square = lbf_block_squares(p.out, p.r, (double *) shared);
     for (uint32_t k = threadIdx.x; k < p.r; k += LBF_THREADS) {
         p.out[k] = square > 0.0 ? (float) ((double) p.out[k]/sqrt(square)) : (float) (1.0/sqrt((double) p.r));
     }
@@ -149,11 +154,7 @@ LBK_KERNEL LBK_BOUNDS(LBF_THREADS) lbf_start(lbf_args p) {
 // more[0] = 1/||b||, 0 for zeros; b has n values. One block.
 LBK_KERNEL LBK_BOUNDS(LBF_THREADS) lbf_inverse_length(lbf_args p) {
     LBK_SHARED(shared);
-    double square = 0.0;
-    for (uint32_t j = threadIdx.x; j < p.n; j += LBF_THREADS) {
-        square += (double) p.b[j]*(double) p.b[j];
-    }
-    square = lbf_block_sum(square, (double *) shared);
+    const double square = lbf_block_squares(p.b, p.n, (double *) shared);
     if (threadIdx.x == 0) {
         p.more[0] = square > 0.0 ? (float) (1.0/sqrt(square)) : 0.0f;
     }

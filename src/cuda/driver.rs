@@ -79,6 +79,48 @@ pub(super) fn check_capability(device: sys::CUdevice) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Loads a module into the current context and finds its functions.
+pub(super) fn load<const N: usize>(
+    image: &Image<[u8]>,
+    names: [&str; N],
+) -> Result<(sys::CUmodule, [sys::CUfunction; N]), Failure> {
+    let mut module = null_mut();
+    // SAFETY: a fatbin with its length inside, aligned.
+    checked("cuModuleLoadData", unsafe { sys::cuModuleLoadData(&mut module, image.0.as_ptr().cast()) })?;
+    let mut functions = [null_mut(); N];
+    for (slot, name) in functions.iter_mut().zip(names) {
+        let name = CString::new(name).unwrap_or_default();
+        // SAFETY: a loaded module and a C string.
+        let found = unsafe { sys::cuModuleGetFunction(slot, module, name.as_ptr()) };
+        if let Err(e) = checked("cuModuleGetFunction", found) {
+            // SAFETY: loaded above, and nobody else has it.
+            unsafe { sys::cuModuleUnload(module) };
+            return Err(e);
+        }
+    }
+    Ok((module, functions))
+}
+
+/// Launches `function` on `(x, y)` blocks of so many threads with so many bytes of shared memory; `call` names it in a failure.
+///
+/// # Safety
+/// A function of a module in the current context that takes one `A` by value, whose pointers lead where it says.
+pub(super) unsafe fn launch<A>(
+    call: &'static str,
+    function: sys::CUfunction,
+    (x, y): (u32, u32),
+    (block, shared): (u32, u32),
+    stream: sys::CUstream,
+    mut args: A,
+) -> Result<(), Failure> {
+    let mut params = [(&raw mut args).cast::<c_void>()];
+    // SAFETY: the caller's promise.
+    let result = unsafe {
+        sys::cuLaunchKernel(function, x, y, 1, block, 1, 1, shared, stream, params.as_mut_ptr(), null_mut())
+    };
+    checked(call, result)
+}
+
 impl Module {
     /// Loads the kernels into the context of the calling thread.
     /// Errors: [`Failure::Absent`] without a driver, a device, or one of capability 8.0; [`Failure::Context`].
@@ -103,17 +145,8 @@ impl Module {
         // SAFETY: writes a number.
         checked("cuCtxGetDevice", unsafe { sys::cuCtxGetDevice(&mut device) })?;
         check_capability(device)?;
-        let mut module = null_mut();
-        // SAFETY: a fatbin with its length inside, aligned.
-        checked("cuModuleLoadData", unsafe { sys::cuModuleLoadData(&mut module, IMAGE.0.as_ptr().cast()) })?;
-        let mut loaded = Module { context, module, functions: [null_mut(); Kernel::ALL.len()] };
-        for kernel in Kernel::ALL {
-            let name = CString::new(kernel.name()).unwrap_or_default();
-            let slot = &mut loaded.functions[kernel as usize];
-            // SAFETY: a loaded module and a C string.
-            checked("cuModuleGetFunction", unsafe { sys::cuModuleGetFunction(slot, module, name.as_ptr()) })?;
-        }
-        Ok(loaded)
+        let (module, functions) = load(IMAGE, Kernel::ALL.map(Kernel::name))?;
+        Ok(Module { context, module, functions })
     }
 
     /// Launches a stage on `stream`. `args` has all but `columns`, `planes`, `split` and `plane`; `work` is
@@ -135,24 +168,13 @@ impl Module {
         args.planes = work + 16 * u64::from(args.n);
         args.plane = plane_bytes(args.cols) as u32;
         for launch in plan(args.rows, args.cols, args.n).iter() {
-            let mut params = [(&raw mut args).cast::<c_void>()];
+            let function = self.functions[launch.kernel as usize];
+            let grid = (launch.grid_x, launch.grid_y);
             // SAFETY: a function of the module, which takes one Args by value; the rest is the caller's promise.
-            let result = unsafe {
-                sys::cuLaunchKernel(
-                    self.functions[launch.kernel as usize],
-                    launch.grid_x,
-                    launch.grid_y,
-                    1,
-                    launch.block,
-                    1,
-                    1,
-                    launch.shared,
-                    stream as sys::CUstream,
-                    params.as_mut_ptr(),
-                    null_mut(),
-                )
-            };
-            checked("cuLaunchKernel", result)?;
+            unsafe {
+                let block = (launch.block, launch.shared);
+                self::launch("cuLaunchKernel", function, grid, block, stream as sys::CUstream, args)?;
+            }
         }
         Ok(())
     }

@@ -230,15 +230,13 @@ LBM_API int cuMemAlloc_v2(uint64_t * device, size_t size) {
     if (allocated + size > total()) {
         return OUT_OF_MEMORY;
     }
-    const size_t page = 4096, inner = (size + page - 1)/page*page;
-    uint8_t * map = (uint8_t *) mmap(nullptr, inner + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (map == MAP_FAILED) {
+    const lbe::pages memory = lbe::map_pages(size);
+    if (!memory.map) {
         return OUT_OF_MEMORY;
     }
-    mprotect(map + inner, page, PROT_NONE);
-    memset(map, 0xff, inner);
-    uint8_t * first = map + inner - (size + 15)/16*16;
-    allocations[first] = { map, inner + page, size };
+    memset(memory.map, 0xff, memory.inner);
+    uint8_t * first = memory.end() - (size + 15)/16*16;
+    allocations[first] = { memory.map, memory.whole, size };
     allocated += size;
     peak = allocated > peak ? allocated : peak;
     *device = (uint64_t) first | LBM_DEVICE;

@@ -180,18 +180,26 @@ bool run_block(uint32_t warps, order how, std::mt19937 & random) {
 
 } // namespace
 
+pages map_pages(size_t size) {
+    const size_t page = 4096, inner = (size + page - 1)/page*page, whole = inner + page;
+    void * map = mmap(nullptr, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (map == MAP_FAILED) {
+        return { nullptr, 0, 0 };
+    }
+    mprotect((uint8_t *) map + inner, page, PROT_NONE);
+    return { (uint8_t *) map, inner, whole };
+}
+
 bool launch(body kernel, const void * args, uint32_t grid_x, uint32_t grid_y, uint32_t block, uint32_t shared, order how) {
     if (block == 0 || block%32 != 0 || shared > 48 << 10) {
         return false;
     }
-    const size_t page = 4096, inner = (shared + page - 1)/page*page;
-    uint8_t * map = (uint8_t *) mmap(nullptr, inner + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (map == MAP_FAILED) {
+    const pages memory = map_pages(shared);
+    if (!memory.map) {
         return false;
     }
-    mprotect(map + inner, page, PROT_NONE);
     // shared memory ends where the page ends; its start stays aligned to 16 because its size is
-    m.shared = map + inner - shared;
+    m.shared = memory.end() - shared;
     m.kernel = kernel;
     m.args   = args;
     m.threads = block;
@@ -214,7 +222,7 @@ bool launch(body kernel, const void * args, uint32_t grid_x, uint32_t grid_y, ui
         block_index = { blocks[i]%grid_x, blocks[i]/grid_x, 0 };
         good = run_block(block/32, how, random);
     }
-    munmap(map, inner + page);
+    munmap(memory.map, memory.whole);
     if (!good) {
         m.fibers.clear(); // some stand in the middle of the kernel
     }

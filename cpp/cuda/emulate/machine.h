@@ -32,6 +32,15 @@ void mma(int d[4], const uint32_t a[4], const uint32_t b[2]);
 
 float half(uint16_t h);
 
+// Whole pages for `size` bytes, and a page after them that nobody may touch; map is NULL if there are none.
+struct pages {
+    uint8_t * map;
+    size_t    inner, whole; // bytes without and with the closed page
+    uint8_t * end() const { return map + inner; }
+};
+
+pages map_pages(size_t size);
+
 } // namespace lbe
 
 #define threadIdx (lbe::thread_index)

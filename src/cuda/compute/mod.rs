@@ -17,10 +17,10 @@ pub use kernels::{Args, CHUNK, DIAGONAL, Kernel, THREADS};
 pub use memory::Buffer;
 
 use super::Failure;
-use super::driver::{Image, check_capability, checked};
+use super::driver::{self, Image, check_capability, checked};
 use cudarc::cublas::sys as blas_sys;
 use cudarc::driver::sys;
-use std::ffi::{CStr, CString, c_void};
+use std::ffi::CStr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::null_mut;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -148,17 +148,7 @@ impl Gpu {
             turn: Mutex::new(()),
         };
         gpu.make_current()?;
-        // SAFETY: a fatbin with its length inside, aligned.
-        checked("cuModuleLoadData", unsafe {
-            sys::cuModuleLoadData(&mut gpu.module, IMAGE.0.as_ptr().cast())
-        })?;
-        for (slot, name) in gpu.functions.iter_mut().zip(Kernel::NAMES) {
-            let name = CString::new(name).unwrap_or_default();
-            // SAFETY: a loaded module and a C string.
-            checked("cuModuleGetFunction", unsafe {
-                sys::cuModuleGetFunction(slot, gpu.module, name.as_ptr())
-            })?;
-        }
+        (gpu.module, gpu.functions) = driver::load(IMAGE, Kernel::NAMES)?;
         // SAFETY: writes a handle, given back in Drop.
         blas::checked("cublasCreate", unsafe { blas_sys::cublasCreate_v2(&mut gpu.blas) })?;
         // SAFETY: a handle. Plain f32: results are to be those of the CPU.
@@ -222,32 +212,11 @@ impl Session<'_> {
     ///
     /// # Safety
     /// The pointers of `args` lead to memory of the device, of the sizes that the kernel's source says for its numbers.
-    pub unsafe fn launch(
-        &self,
-        kernel: Kernel,
-        (x, y): (usize, usize),
-        mut args: Args,
-    ) -> Result<(), Failure> {
-        let (block, shared) = kernel.block();
-        let mut params = [(&raw mut args).cast::<c_void>()];
+    pub unsafe fn launch(&self, kernel: Kernel, (x, y): (usize, usize), args: Args) -> Result<(), Failure> {
         let function = self.gpu.functions[kernel as usize];
+        let call = Kernel::NAMES[kernel as usize];
         // SAFETY: a function of the module, which takes one Args by value; the rest is the caller's promise.
-        let result = unsafe {
-            sys::cuLaunchKernel(
-                function,
-                x as u32,
-                y as u32,
-                1,
-                block,
-                1,
-                1,
-                shared,
-                null_mut(),
-                params.as_mut_ptr(),
-                null_mut(),
-            )
-        };
-        checked(Kernel::NAMES[kernel as usize], result)
+        unsafe { driver::launch(call, function, (x as u32, y as u32), kernel.block(), null_mut(), args) }
     }
 
     /// Launches a kernel on the whole of a matrix, `r` values in each of `n` columns (or rows, where it is row-major).
