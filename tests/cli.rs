@@ -5,6 +5,7 @@ mod support;
 use littlebit::format::{LittleBitFile, factors::slice_bits, schema};
 use littlebit::gguf::{Gguf, Value};
 use serde_json::Value as Json;
+use support::checkpoint::{SMOLLM, write_gguf};
 use support::{fails, ok, run, s, small_model, small_tensors, untouched};
 
 #[test]
@@ -51,6 +52,65 @@ fn writes_schema_v1() {
     }
 }
 
+/// Without a word about text a model is tuned on what it writes, where it can write.
+#[test]
+fn a_model_is_tuned_on_its_own_text_by_default() {
+    let dir = tempfile::tempdir().unwrap();
+    let (input, out) = (write_gguf(dir.path(), &SMOLLM), dir.path().join("out.gguf"));
+    // A tiny model or not, the default amount takes long in a debug build: the beginning is enough.
+    let first_stage = |more: &[&str]| {
+        let mut run = std::process::Command::new(support::BIN)
+            .args([s(&input), s(&out), "--json", "--force"])
+            .args(more)
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = std::io::BufRead::lines(std::io::BufReader::new(run.stdout.take().unwrap()));
+        let mut notes = Vec::new();
+        let mut stage = Json::Null;
+        for line in lines {
+            let event: Json = serde_json::from_str(&line.unwrap()).unwrap();
+            match event["event"].as_str().unwrap() {
+                "note" => notes.push(event["text"].as_str().unwrap().to_owned()),
+                "stage" => {
+                    stage = event;
+                    break;
+                }
+                _ => {}
+            }
+        }
+        run.kill().unwrap();
+        run.wait().unwrap();
+        (notes, stage)
+    };
+    // Two pieces in a window, two windows for each for moments.
+    for (more, pieces) in
+        [(&[][..], 448), (&["--effort", "normal", "--work-dir", s(&dir.path().join("w"))], 768)]
+    {
+        let (notes, stage) = first_stage(more);
+        assert!(notes.iter().any(|n| n.contains("writes text itself")), "{notes:?}");
+        assert_eq!((&stage["stage"], &stage["total"]), (&Json::from("generate"), &Json::from(pieces)));
+    }
+
+    let untuned = |last: &Json| last["warning"].as_str().unwrap().contains("not tuned");
+    let run = |input: &std::path::Path, more: &[&str]| {
+        let stdout = ok(&[&[s(input), s(&out), "--rank", "32", "--json", "--force"], more].concat());
+        let last: Json = serde_json::from_str(stdout.lines().last().unwrap()).unwrap();
+        (stdout, last)
+    };
+    std::fs::remove_dir_all(dir.path().join("out.gguf.work")).unwrap();
+    let (stdout, last) = run(&input, &["--generated-windows", "0"]);
+    assert!(untuned(&last) && !stdout.contains("\"note\""), "{stdout}");
+    let (stdout, last) = run(&input, &["--method", "dual-svid"]);
+    assert!(untuned(&last) && !stdout.contains("\"note\""), "{stdout}");
+    // One without the keys of a forward pass is compressed, and told why it is not tuned.
+    let (stdout, last) = run(&small_model(dir.path(), untouched), &[]);
+    assert!(
+        untuned(&last) && stdout.contains("without tuning") && stdout.contains("embedding_length"),
+        "{stdout}"
+    );
+}
+
 #[test]
 fn json_report_agrees_with_the_file() {
     let dir = tempfile::tempdir().unwrap();
@@ -58,7 +118,8 @@ fn json_report_agrees_with_the_file() {
     let out = dir.path().join("out.gguf");
     let stdout = ok(&[s(&input), s(&out), "--bpw", "1.5", "--json"]);
     let events: Vec<Json> = stdout.lines().map(|l| serde_json::from_str(l).expect(l)).collect();
-    assert_eq!(events[0]["event"], "planned");
+    // Why it is not tuned, then the plan.
+    assert_eq!((&events[0]["event"], &events[1]["event"]), (&Json::from("note"), &Json::from("planned")));
     assert_eq!(events.iter().filter(|e| e["event"] == "matrix").count(), 7);
     let done = events.last().unwrap();
     assert_eq!(done["event"], "done");
@@ -230,8 +291,10 @@ fn refuses_bad_requests() {
     bad(2, &["--lossy", "q3_K"], "llama-quantize");
     bad(2, &["--generated-windows", "2", "--max-kld", "1"], "--eval");
     bad(2, &["--generated-windows", "2", "--eval", "t.txt", "--min-same-top", "1.5"], "0 to 1");
-    bad(2, &["--coherence"], "--calibration");
-    bad(2, &["--max-surprise", "1"], "verify");
+    bad(2, &["--generated-windows", "0", "--coherence"], "--calibration");
+    bad(2, &["--generated-windows", "0", "--max-surprise", "1"], "verify");
+    // A model that cannot write either: it says what is missing.
+    bad(1, &["--coherence"], "llama.embedding_length is missing");
     let nothing = ["--generated-windows", "0", "--eval", "t.txt", "--max-ppl-ratio", "1.1"];
     bad(2, &nothing, "--eval needs text: --calibration FILE..., or --generated-windows above 0");
     bad(2, &["--max-memory", "12parsecs"], "unit");

@@ -58,7 +58,13 @@ fn flags_that_need_text_are_refused_without() {
     }
     let auto = [s(&input), s(&out), "--generated-windows", "0", "--auto-bpw", "0.5..1"];
     refused(dir.path(), 2, &auto, &["--auto-bpw needs text"]);
-    refused(dir.path(), 2, &[s(&input), s(&out), "--effort", "best"], &["--calibration"]);
+    // A model that cannot write: it lacks the keys of a forward pass.
+    refused(
+        dir.path(),
+        1,
+        &[s(&input), s(&out), "--effort", "best"],
+        &["embedding_length", "no forward pass"],
+    );
     // By itself it says what is so anyway.
     ok(&none);
 }

@@ -12,11 +12,12 @@ use crate::job::Options;
 use crate::job::layout::Budget;
 use crate::job::repack::Form;
 use crate::job::search::Range;
-use crate::job::tuned::{Calibration, Effort, POLISH_ROUNDS};
+use crate::job::tuned::{self, Calibration, Effort, POLISH_ROUNDS};
 use crate::plan::Target;
 use crate::plan::rules::{Rule, read_rules};
+use crate::source::TensorSource;
 use crate::verify::Gates;
-use clap::{ArgGroup, Args};
+use clap::Args;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -69,7 +70,6 @@ impl GateArgs {
 
 /// Arguments of a conversion.
 #[derive(Args)]
-#[command(group = ArgGroup::new("texts").args(["calibration", "generated_windows"]).multiple(true))]
 pub struct ConvertArgs {
     /// GGUF file, safetensors file beside its config.json, *.safetensors.index.json, or a checkpoint directory; or a model that
     /// is compressed already (LittleBit GGUF, .littlebit, checkpoint of LittleBit or NanoQuant), to write in another form
@@ -118,45 +118,45 @@ pub struct ConvertArgs {
     /// Text to calibrate and tune on; several files are mixed evenly, so give different domains
     #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with = "imatrix", help_heading = "Method")]
     calibration: Vec<PathBuf>,
-    /// How much work calibration and tuning do: fast, normal or best [default: normal]
-    #[arg(long, value_name = "NAME", requires = "texts", value_parser = parse::<Effort>, help_heading = "Method")]
+    /// How much work calibration and tuning do: fast, normal or best [default: normal; fast if no text is named]
+    #[arg(long, value_name = "NAME", value_parser = parse::<Effort>, help_heading = "Method")]
     effort: Option<Effort>,
     /// Windows of 512 tokens that the source model writes by itself, as one more text to calibrate on beside the files, instead
-    /// of the effort's; 0 turns it off, and without --calibration it is the only text
+    /// of the effort's; without --calibration it is the only text; 0 turns it off, without --calibration tuning too
     #[arg(long, value_name = "N", conflicts_with = "imatrix", value_parser = clap::value_parser!(u32).range(0..=65536), help_heading = "Method")]
     generated_windows: Option<u32>,
     /// Passes over the text that tune each block (signs, scales, norms) once it is factorized, instead of the effort's;
     /// 0 turns it off
-    #[arg(long, value_name = "N", requires = "texts", help_heading = "Method")]
+    #[arg(long, value_name = "N", help_heading = "Method")]
     block_passes: Option<usize>,
     /// Share of the drift of its inputs that a matrix makes up for when it is factorized, 0 to 1
-    #[arg(long, value_name = "A", default_value_t = Shares::default().inputs, requires = "texts", value_parser = share, help_heading = "Method")]
+    #[arg(long, value_name = "A", default_value_t = Shares::default().inputs, value_parser = share, help_heading = "Method")]
     drift_correction: f64,
     /// Share of what the residual stream lacks beside it that a matrix fills in, 0 to 1
-    #[arg(long, value_name = "B", default_value_t = Shares::default().residual, requires = "texts", value_parser = share, help_heading = "Method")]
+    #[arg(long, value_name = "B", default_value_t = Shares::default().residual, value_parser = share, help_heading = "Method")]
     residual_correction: f64,
     /// Rounds of polish (least-squares scales, coordinate descent on signs) after LB-ADMM; 0 turns it off
-    #[arg(long, value_name = "N", default_value_t = POLISH_ROUNDS, requires = "texts", help_heading = "Method")]
+    #[arg(long, value_name = "N", default_value_t = POLISH_ROUNDS, help_heading = "Method")]
     polish_rounds: usize,
     /// Passes over the text in which the dense weights of a block make up for errors made before them, by gradient descent,
     /// each time before the next of them are factorized
-    #[arg(long, value_name = "N", default_value_t = 0, requires = "texts", help_heading = "Method")]
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Method")]
     absorb_passes: usize,
     /// Distillation steps instead of the effort's; 0 turns it off
-    #[arg(long, value_name = "N", requires = "texts", help_heading = "Method")]
+    #[arg(long, value_name = "N", help_heading = "Method")]
     tune_steps: Option<usize>,
     /// Also write the importance matrix of the calibration text, as llama-imatrix does, for llama-quantize or --imatrix
-    #[arg(long, value_name = "FILE", requires = "texts", help_heading = "Output")]
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
     save_imatrix: Option<PathBuf>,
     /// Keep what is measured of the source in this file, and take it from there if the file is there: for conversions of
     /// one model to several sizes
-    #[arg(long, value_name = "FILE", requires = "texts", help_heading = "Run")]
+    #[arg(long, value_name = "FILE", help_heading = "Run")]
     statistics: Option<PathBuf>,
     /// Time for the whole calibrated run (90s, 40m, 2h) instead of a number of steps; the result depends on the machine
-    #[arg(long, value_name = "TIME", requires = "texts", conflicts_with = "tune_steps", value_parser = duration, help_heading = "Method")]
+    #[arg(long, value_name = "TIME", conflicts_with = "tune_steps", value_parser = duration, help_heading = "Method")]
     time_budget: Option<Duration>,
     /// Text to compare the result with its source on, other than the calibration text: perplexity, divergence
-    #[arg(long, value_name = "FILE", num_args = 1.., requires = "texts", help_heading = "Output")]
+    #[arg(long, value_name = "FILE", num_args = 1.., help_heading = "Output")]
     eval: Vec<PathBuf>,
     /// Limits, which are arguments of their own: an optional group that holds another is never taken for present.
     #[arg(skip)]
@@ -165,7 +165,7 @@ pub struct ConvertArgs {
     #[arg(skip)]
     pub coherence: bool,
     /// Find the smallest number of bits per weight between these that passes the gates; every trial is a whole conversion
-    #[arg(long, value_name = "LOW..HIGH", conflicts_with_all = ["bpw", "rank", "target_size", "dry_run"], requires = "texts", help_heading = "Size")]
+    #[arg(long, value_name = "LOW..HIGH", conflicts_with_all = ["bpw", "rank", "target_size", "dry_run"], help_heading = "Size")]
     pub auto_bpw: Option<Range>,
     /// Seed of the random starts; the same seed gives the same bytes for any number of threads
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Method")]
@@ -209,6 +209,17 @@ pub struct ConvertArgs {
     /// Threads [default: all that this process may use]
     #[arg(long, short, value_name = "N", help_heading = "Run")]
     threads: Option<usize>,
+}
+
+/// Where text to calibrate on comes from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Texts {
+    /// There is none.
+    None,
+    /// Flags say so.
+    Named,
+    /// No flag says anything: the source writes it, if it can.
+    Own,
 }
 
 /// Threads to use.
@@ -276,8 +287,9 @@ impl ConvertArgs {
             ("--report", !self.report.is_empty()),
             ("--coherence or one of its limits", self.coherence),
         ];
-        match asked.into_iter().find(|(_, given)| *given) {
-            Some((flag, _)) => Err(Error::usage(format!(
+        let asked = asked.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag);
+        match asked.or_else(|| self.needs_text()) {
+            Some(flag) => Err(Error::usage(format!(
                 "{}: already compressed, so {flag} means nothing; give the original model, or leave it out to write \
                  another form",
                 self.input.display()
@@ -286,13 +298,19 @@ impl ConvertArgs {
         }
     }
 
-    /// Whether there is text to calibrate on.
-    fn calibrates(&self) -> bool {
-        !self.calibration.is_empty() || self.generated_windows.is_some_and(|n| n > 0)
+    /// Where text to calibrate on comes from.
+    fn texts(&self) -> Texts {
+        match self.generated_windows {
+            _ if !self.calibration.is_empty() => Texts::Named,
+            Some(0) => Texts::None,
+            Some(_) => Texts::Named,
+            // What is named instead says how the columns weigh, or asks for the paper's start.
+            None if self.imatrix.is_some() || self.method == Method::DualSvid => Texts::None,
+            None => Texts::Own,
+        }
     }
 
-    /// A flag that was given and means nothing without text to calibrate on. The parser takes `--generated-windows 0` for
-    /// text; a number at its default does no harm.
+    /// A flag that was given and means nothing without text to calibrate on; a number at its default does no harm.
     fn needs_text(&self) -> Option<&'static str> {
         let shares = Shares::default();
         let given = [
@@ -310,6 +328,44 @@ impl ConvertArgs {
             ("--absorb-passes", self.absorb_passes != 0),
         ];
         given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
+    }
+
+    /// Refuses what means nothing without text.
+    fn check_untuned(&self) -> Result<()> {
+        if self.coherence {
+            return Err(Error::usage(
+                "what a model writes is compared in a calibrated conversion: give --calibration TEXT or \
+                 --generated-windows N, or compare a finished file by littlebit-convert verify FILE --against SOURCE --coherence",
+            ));
+        }
+        match self.needs_text() {
+            Some(flag) => Err(Error::usage(format!(
+                "{flag} needs text: --calibration FILE..., or --generated-windows above 0"
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// Settles a run that names no text: it goes on what the source writes, or, where the source cannot write, without
+    /// text. Returns what there is to tell about it.
+    ///
+    /// # Errors
+    /// Flags that need text where the source cannot write any.
+    pub fn settle(&self, options: &mut Options, source: &dyn TensorSource) -> Result<Option<String>> {
+        if self.texts() != Texts::Own {
+            return Ok(None);
+        }
+        let Err(e) = tuned::check(source) else {
+            return Ok(Some(
+                "no --calibration TEXT: the model writes text itself to be tuned on; text of what it is used for makes a better \
+                 one, and --generated-windows 0 leaves tuning out"
+                    .to_owned(),
+            ));
+        };
+        let why = format!("without tuning: {e}");
+        self.check_untuned().map_err(|_| e)?;
+        options.calibration = None;
+        Ok(Some(why))
     }
 
     /// What the files that it names are to it.
@@ -336,16 +392,9 @@ impl ConvertArgs {
         if rotate.is_some() && self.method != Method::DualSvid {
             return Err(Error::usage("--rotate applies to --method dual-svid only"));
         }
-        if self.coherence && !self.calibrates() {
-            return Err(Error::usage(
-                "what a model writes is compared in a calibrated conversion: give --calibration TEXT or \
-                 --generated-windows N, or compare a finished file by littlebit-convert verify FILE --against SOURCE --coherence",
-            ));
-        }
-        if let Some(flag) = self.needs_text().filter(|_| !self.calibrates()) {
-            return Err(Error::usage(format!(
-                "{flag} needs text: --calibration FILE..., or --generated-windows above 0"
-            )));
+        let texts = self.texts();
+        if texts == Texts::None {
+            self.check_untuned()?;
         }
         let mut rules = self.tensor_rule_file.as_deref().map(read_rules).transpose()?.unwrap_or_default();
         rules.extend(self.tensor_rule.iter().cloned());
@@ -364,9 +413,12 @@ impl ConvertArgs {
             threads,
             device: self.device,
             imatrix: self.imatrix.clone(),
-            calibration: self.calibrates().then(|| Calibration {
+            calibration: (texts != Texts::None).then(|| Calibration {
                 files: self.calibration.clone(),
-                effort: self.effort.unwrap_or(Effort::Normal),
+                effort: self.effort.unwrap_or(match texts {
+                    Texts::Own => Effort::Fast,
+                    _ => Effort::Normal,
+                }),
                 generated: self.generated_windows.map(|n| n as usize),
                 passes: self.block_passes,
                 correction: Shares {

@@ -56,7 +56,7 @@ const REJECTED: u8 = 3;
 const DIFFERENT: u8 = 4;
 
 fn convert(args: &ConvertArgs) -> Result<ExitCode> {
-    let options = args.options()?;
+    let mut options = args.options()?;
     let source = match source::open_any(&args.input)? {
         Model::Compressed(model) => {
             signals::end_cleanly(None);
@@ -64,6 +64,7 @@ fn convert(args: &ConvertArgs) -> Result<ExitCode> {
         }
         Model::Dense(source) => source,
     };
+    let settled = args.settle(&mut options, source.as_ref())?;
     if args.dry_run {
         let outlook = job::layout::dry_run(source.as_ref(), &options)?;
         summary::print_reservations(&outlook, &options, args.quiet);
@@ -71,7 +72,7 @@ fn convert(args: &ConvertArgs) -> Result<ExitCode> {
     }
     reports::check(&args.report, &[args.output()?, &args.input], args.force())?;
     signals::end_cleanly(Some(options.work_dir(args.output()?)));
-    let mut progress = progress::Progress::new(args.json, args.quiet, options.calibration.is_none());
+    let mut progress = progress::Progress::new(args.json, args.quiet, options.calibration.is_none(), settled);
     let (source, output) = (source.as_ref(), args.output()?);
     let report = match args.auto_bpw {
         Some(range) => job::search::smallest(source, output, &options, range, |e| progress.event(e))?,

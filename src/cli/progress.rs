@@ -15,6 +15,8 @@ pub struct Progress {
     started: Instant,
     /// Whether to say at the beginning what a result without tuning is good for.
     untuned: bool,
+    /// What there is to tell once the work begins: an error before it stands alone.
+    opening: Option<String>,
     total_weights: u64,
     done_weights: u64,
     /// Stage, when its first event came, and how far it was then.
@@ -24,8 +26,9 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// `json`: events on stdout; `quiet`: nothing at all unless `json`; `untuned`: the run has no text to tune on.
-    pub fn new(json: bool, quiet: bool, untuned: bool) -> Self {
+    /// `json`: events on stdout; `quiet`: nothing at all unless `json`; `untuned`: the run has no text to tune on; `opening`: a
+    /// note before the first event.
+    pub fn new(json: bool, quiet: bool, untuned: bool, opening: Option<String>) -> Self {
         let visible = !json && !quiet && io::stderr().is_terminal();
         let target = if visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         Self {
@@ -34,6 +37,7 @@ impl Progress {
             bar: ProgressBar::with_draw_target(None, target),
             started: Instant::now(),
             untuned,
+            opening,
             total_weights: 0,
             done_weights: 0,
             stage: None,
@@ -60,6 +64,9 @@ impl Progress {
 
     /// Shows one event.
     pub fn event(&mut self, event: Event) {
+        if let Some(text) = self.opening.take() {
+            self.event(Event::Note(&text));
+        }
         match event {
             Event::Planned(plan) => {
                 self.total_weights = plan.weights;

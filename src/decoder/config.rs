@@ -88,8 +88,8 @@ impl<'a> Keys<'a> {
         Error::unsupported(
             self.path,
             format!(
-                "key {}.{key} {what}, so there is no forward pass; without --calibration and --eval the model can be compressed, \
-                 with --imatrix too",
+                "key {}.{key} {what}, so there is no forward pass: the model can be compressed, with an imatrix too, but not \
+                 calibrated, tuned or evaluated",
                 self.arch
             ),
         )

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::factorize::{self, Method};
 use crate::gguf::Value;
 use crate::gguf::encode::fitting;
+use crate::job::memory;
 use crate::plan::{MatrixSpec, Plan};
 use crate::present::size;
 use crate::source::TensorSource;
@@ -185,7 +186,53 @@ pub(super) fn windows_for_moments(c: &Config, tuned: bool, memory: u64) -> usize
 /// # Errors
 /// [`Error::Usage`] that names the stage that cannot be kept within it.
 pub(super) fn portions(a: &Amounts, keys_of: &dyn TensorSource, limit: Option<u64>) -> Result<Portions> {
-    let Some(limit) = limit else { return Ok(Portions::default()) };
+    let stages = stages(a, keys_of);
+    let (stage, needed) = stages.iter().copied().max_by_key(|s| s.1).expect("there are stages");
+    let Some(limit) = limit else {
+        return match memory::machine() {
+            Some(all) if needed > all => Err(Error::usage(format!(
+                "stage '{stage}' takes about {}, and this machine has {}. Take a machine with more, or try it all the same with \
+                 --max-memory {}{}",
+                size(needed),
+                size(all),
+                at_least(needed),
+                instead(stage)
+            ))),
+            _ => Ok(Portions::default()),
+        };
+    };
+    if needed > limit {
+        return Err(Error::usage(format!(
+            "--max-memory {} is too little: stage '{stage}' takes about {}. Give at least {}{}",
+            size(limit),
+            size(needed),
+            at_least(needed),
+            instead(stage)
+        )));
+    }
+    let left = |stage: &str| limit - stages.iter().find(|s| s.0 == stage).expect("it is one of them").1;
+    let moments = moment_window(a.config, a.tuned) * LEAST_WINDOWS as u64;
+    Ok(Portions {
+        moments: (moments + left("factorize")).min(MOMENTS.max(moments)),
+        caches: (LEAST + left("generate")).min(CACHES),
+    })
+}
+
+/// What a user can do instead of giving `stage` what it takes.
+fn instead(stage: &str) -> &'static str {
+    match stage {
+        "generate" => {
+            "; or leave writing out with --generated-windows 0, and give texts of your own with --calibration: without \
+             any the file is not tuned"
+        }
+        "factorize" => "; or give less text: fewer --generated-windows, shorter files",
+        "continue" => "; or leave out --eval, --coherence and its limits, and run verify afterwards",
+        _ => "; or give statistics with --imatrix instead of --calibration: the file is not tuned then",
+    }
+}
+
+/// Stages and the bytes that each takes with the smallest portions.
+fn stages(a: &Amounts, keys_of: &dyn TensorSource) -> [(&'static str, u64); 5] {
     let (c, u) = (a.config, |n: usize| n as u64);
     let (d, ff, blocks) = (u(c.d_model), u(c.d_ff), u(c.blocks));
     let (q, kv) = (u(c.heads * c.d_key), u(c.heads_kv * (c.d_key + c.d_value)));
@@ -211,7 +258,7 @@ pub(super) fn portions(a: &Amounts, keys_of: &dyn TensorSource, limit: Option<u6
     let activations = 4 * token * (6 * d + attention + 5 * ff + 2 * (q + kv) + latents);
     let logits = 4 * token * vocabulary;
     let streams = u(a.all) * token * d * 4;
-    let stages = [
+    [
         ("generate", if a.generated > 0 { writing + LEAST } else { 0 }),
         (
             "sensitivity",
@@ -236,25 +283,5 @@ pub(super) fn portions(a: &Amounts, keys_of: &dyn TensorSource, limit: Option<u6
             base + compressed + streams / 2 + 4 * vocabulary * d + 2 * (blocks * activations + 2 * logits),
         ),
         ("continue", if a.coherence { writing + compressed + streams / 2 } else { 0 }),
-    ];
-    let (stage, needed) = stages.iter().copied().max_by_key(|s| s.1).expect("there are stages");
-    if needed > limit {
-        return Err(Error::usage(format!(
-            "--max-memory {} is too little: stage '{stage}' takes about {}. Give at least {}{}",
-            size(limit),
-            size(needed),
-            at_least(needed),
-            match stage {
-                "generate" => ", or --generated-windows 0 and texts of your own with --calibration",
-                "factorize" => ", or less text: fewer --generated-windows, shorter files",
-                "continue" => ", or leave out --eval, --coherence and its limits, and run verify afterwards",
-                _ => ", or give statistics with --imatrix instead of --calibration",
-            }
-        )));
-    }
-    let left = |stage: &str| limit - stages.iter().find(|s| s.0 == stage).expect("it is one of them").1;
-    Ok(Portions {
-        moments: (moments + left("factorize")).min(MOMENTS.max(moments)),
-        caches: (LEAST + left("generate")).min(CACHES),
-    })
+    ]
 }

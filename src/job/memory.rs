@@ -22,3 +22,15 @@ pub fn peak_rss() -> u64 {
     let unit = if cfg!(target_os = "macos") { 1 } else { 1024 };
     if status == 0 { usage.ru_maxrss as u64 * unit } else { 0 }
 }
+
+/// Bytes of memory that this process can have at most: the machine's, or less where its control group says so. `None` where the
+/// system does not tell.
+pub fn machine() -> Option<u64> {
+    // SAFETY: sysconf takes numbers and returns one.
+    let [pages, page] = [libc::_SC_PHYS_PAGES, libc::_SC_PAGESIZE].map(|name| unsafe { libc::sysconf(name) });
+    let all = u64::try_from(pages).ok()?.checked_mul(u64::try_from(page).ok()?)?;
+    // Control groups, version 2 and 1, as a container sees its own.
+    let groups = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
+    let limits = groups.iter().filter_map(|path| std::fs::read_to_string(path).ok()?.trim().parse().ok());
+    limits.chain([all]).min()
+}

@@ -43,6 +43,15 @@ const CHECKPOINT: &str = "distil";
 /// Time between two of them at least, and as a multiple of the time that one takes.
 const CHECKPOINT_EVERY: (Duration, u32) = (Duration::from_millis(500), 50);
 
+/// Whether `source` can be calibrated at all.
+///
+/// # Errors
+/// Why not: an architecture without a forward pass, a vocabulary that is missing or of an unknown kind.
+pub fn check(source: &dyn TensorSource) -> Result<()> {
+    decoder::Loader::new(source)?;
+    Tokenizer::from_kv(source.path(), source.kv()).map(|_| ())
+}
+
 /// What a calibrated conversion needs.
 #[derive(Clone, Debug)]
 pub struct Calibration {
@@ -75,9 +84,11 @@ pub struct Calibration {
 }
 
 impl Calibration {
-    /// Windows that the source writes.
+    /// Windows that the source writes. Where they are the only text, half of them serve for moments, and distillation begins
+    /// with the others.
     pub(super) fn generated(&self) -> usize {
-        self.generated.unwrap_or(self.effort.amounts().generated)
+        let amounts = self.effort.amounts();
+        self.generated.unwrap_or(if self.files.is_empty() { 2 * amounts.moments } else { amounts.generated })
     }
 
     /// Distillation steps, and windows that the run uses if there are so many.
