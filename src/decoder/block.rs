@@ -115,7 +115,9 @@ impl BlockTape {
     }
 }
 
-fn site_forward(linears: &[Linear], x: &[f32]) -> (Vec<f32>, Vec<LinearTape>) {
+/// Outputs of the layers of a site, which read `x`, side by side (`tokens x` the sum of their widths), and the tapes that
+/// [`site_backward`] takes.
+pub fn site_forward(linears: &[Linear], x: &[f32]) -> (Vec<f32>, Vec<LinearTape>) {
     if let Some(y) = device::forward(linears, x) {
         return (y, vec![LinearTape::default(); linears.len()]);
     }
@@ -136,7 +138,8 @@ fn site_forward(linears: &[Linear], x: &[f32]) -> (Vec<f32>, Vec<LinearTape>) {
     (y, tapes)
 }
 
-fn site_backward(
+/// Gradient with respect to `x` from that of the outputs, `dy`; those of parameters are added to `grads`.
+pub fn site_backward(
     linears: &[Linear],
     x: &[f32],
     tapes: &[LinearTape],

@@ -26,7 +26,7 @@ pub(crate) mod product;
 mod rope;
 mod signs;
 
-pub use block::{Block, BlockGrad, BlockTape, Site};
+pub use block::{Block, BlockGrad, BlockTape, Site, site_backward, site_forward};
 pub use coarse::{Coarse, add_gram, add_outer};
 pub use config::{Activation, Config, RopeStyle, SUPPORTED};
 pub use dense::Dense;

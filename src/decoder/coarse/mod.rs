@@ -83,13 +83,12 @@ impl Coarse {
         k: usize,
         f: impl Fn(usize, usize) -> f32 + Sync + Copy,
     ) -> Self {
+        let coarse = Self::from_fn(n, k, f);
+        #[cfg(feature = "cuda")]
+        let coarse = Self { rounded: Rounded::new(place, name, [n, k], f).map(Arc::new), ..coarse };
         #[cfg(not(feature = "cuda"))]
-        let _ = (place, name);
-        Self {
-            #[cfg(feature = "cuda")]
-            rounded: Rounded::new(place, name, [n, k], f).map(Arc::new),
-            ..Self::from_fn(n, k, f)
-        }
+        debug_assert!(place.device().is_none(), "{name}");
+        coarse
     }
 
     /// On the device, if it is there.

@@ -1,6 +1,6 @@
-//! Memory of the device that products take, known beforehand. Dense weights may lie there already; they are counted all the same.
+//! Memory of the device that products take, known beforehand.
 
-use crate::decoder::linear::{Linear, LinearGrad, Weight};
+use crate::decoder::linear::{Binary, Linear, LinearGrad, Weight};
 
 fn bytes(numbers: usize) -> u64 {
     4 * numbers as u64
@@ -12,20 +12,26 @@ fn path([m, r, n]: [usize; 3]) -> usize {
     m * r + r * n + words(m, r) + words(r, n) + m + r + n
 }
 
-/// The most that a layer of the site takes for itself.
-fn largest(
+/// What the layers of the site take beside its inputs and outputs: all dense weights that are not there yet, as they may stay, and
+/// the most that one layer takes for itself. `dense` and `factors` are for its products.
+fn layers(
     site: &[Linear],
     dense: impl Fn(usize, usize) -> usize,
-    rest: impl Fn([usize; 3]) -> usize,
+    factors: impl Fn([usize; 3]) -> usize,
 ) -> usize {
-    let of = |l: &Linear| match &l.weight {
-        Weight::Dense(_) | Weight::Coarse(_) => dense(l.d_out, l.d_in),
+    let new = |l: &Linear| match &l.weight {
+        Weight::Dense(w) if w.kept().get().is_none() => w.len(),
+        _ => 0,
+    };
+    let own = |l: &Linear| match &l.weight {
+        Weight::Dense(_) => dense(l.d_out, l.d_in),
+        Weight::Coarse(_) => l.d_out * l.d_in,
         Weight::Binary(paths) => {
-            let shape = |p: &crate::decoder::Binary| [p.h.len(), p.l.len(), p.g.len()];
-            paths.iter().map(|p| path(shape(p)) + rest(shape(p))).max().unwrap_or(0)
+            let shape = |p: &Binary| [p.h.len(), p.l.len(), p.g.len()];
+            paths.iter().map(|p| path(shape(p)) + factors(shape(p))).max().unwrap_or(0)
         }
     };
-    site.iter().map(of).max().unwrap_or(0)
+    site.iter().map(new).sum::<usize>() + site.iter().map(own).max().unwrap_or(0)
 }
 
 fn width(site: &[Linear]) -> usize {
@@ -36,7 +42,7 @@ fn width(site: &[Linear]) -> usize {
 pub fn forward(site: &[Linear], tokens: usize) -> u64 {
     let d_in = site[0].d_in;
     let streams = tokens * (d_in + width(site));
-    bytes(streams + largest(site, |m, n| m * n, |[m, r, n]| tokens * (n + 2 * r + m)))
+    bytes(streams + layers(site, |_, _| 0, |[m, r, n]| tokens * (n + 2 * r + m)))
 }
 
 /// Bytes of the backward pass with what the gradients ask for.
@@ -50,15 +56,15 @@ pub fn backward(site: &[Linear], tokens: usize, grads: &[Option<LinearGrad>]) ->
     let dense = |m: usize, n: usize| {
         let d = m.min(n);
         let gradient = if weights { m * n } else { 0 };
-        m * n + gradient.max(if fisher { tokens * m + d * d } else { 0 })
+        gradient.max(if fisher { tokens * m + d * d } else { 0 })
     };
     let factors = |[m, r, n]: [usize; 3]| {
         tokens * (3 * m + 4 * r + 2 * n) + m + r + n + if signs { m * r + r * n } else { 0 }
     };
-    bytes(streams + largest(site, dense, factors))
+    bytes(streams + layers(site, dense, factors))
 }
 
-/// Bytes of one product of so many rows with a weight `n x k`.
+/// Bytes of one product of so many rows with a weight `n x k`, which may be there already.
 pub fn product([n, k]: [usize; 2], rows: usize) -> u64 {
     bytes(n * k + rows * (n + k))
 }
