@@ -1,7 +1,7 @@
 //! Speed of the products that training consists of, one linear layer at a time, in GF/s (2 per multiply-add of the
 //! factors or of the dense weight) on one thread: `cargo bench --bench linear [-- ROWS]`, 512 rows by default.
 
-use littlebit::decoder::{Binary, Linear, Precision, Trained, Weight};
+use littlebit::decoder::{Binary, Linear, Place, Precision, Trained, Weight};
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -45,10 +45,18 @@ fn main() {
 
 fn row(rows: usize, [d_out, d_in, r]: [usize; 3]) {
     let vector = |n: usize, seed: usize| (0..n).map(|i| 1.0 + 0.5 * pattern(i + seed)).collect::<Vec<f32>>();
-    let linear = |weight| Linear { name: String::new(), d_out, d_in, weight, scale: 1.0, bias: None };
+    let linear = |weight| Linear {
+        name: String::new(),
+        d_out,
+        d_in,
+        weight,
+        scale: 1.0,
+        bias: None,
+        place: Place::default(),
+    };
     let x: Vec<f32> = (0..rows * d_in).map(pattern).collect();
     let dy: Vec<f32> = (0..rows * d_out).map(|i| pattern(i + 5)).collect();
-    let dense = linear(Weight::Dense((0..d_out * d_in).map(|i| pattern(i + 9)).collect()));
+    let dense = linear(Weight::Dense((0..d_out * d_in).map(|i| pattern(i + 9)).collect::<Vec<_>>().into()));
     let coarse = dense.coarse();
     let sign = |i: usize, j: usize| pattern(i * 7919 + j) > 0.0;
     let mut factors = linear(Weight::Binary(vec![Binary::new(

@@ -1,5 +1,6 @@
-// What LB-ADMM and the polish do beside matrix products (src/factorize), on the GPU: signs and magnitudes of latent factors,
-// the diagonal blocks of Cholesky decompositions, scales, sums and the descent on the signs of rows.
+// What LB-ADMM, the polish (src/factorize) and the decoder's layers (src/decoder/device) do beside matrix products, on the GPU: signs
+// and magnitudes of latent factors, the diagonal blocks of Cholesky decompositions, scales, sums, the descent on the signs of rows,
+// weights in few bits as f32.
 //
 // Results equal the CPU's up to the rounding of sums in another order. Every sum has a fixed order, so that a device gives the
 // same bits each time.
@@ -353,5 +354,57 @@ LBK_KERNEL LBK_BOUNDS(LBF_THREADS) lbf_descend(lbf_args p) {
     }
     if (threadIdx.x == 0) {
         p.count[blockIdx.x] = flips;
+    }
+}
+
+//
+// products of the decoder; matrices are row-major, n rows of r values
+//
+
+// out_ik = value x_ik of rows `stride` apart
+LBK_KERNEL LBK_BOUNDS(LBF_THREADS) lbf_gather(lbf_args p) {
+    const uint32_t k = blockIdx.x*LBF_THREADS + threadIdx.x;
+    for (uint32_t i = blockIdx.y; k < p.r && i < p.n; i += gridDim.y) {
+        p.out[(size_t) i*p.r + k] = p.value*p.x[(size_t) i*p.stride + k];
+    }
+}
+
+// out_ik = x_ik b_k into rows `stride` apart, added to what is there if value is not 0
+LBK_KERNEL LBK_BOUNDS(LBF_THREADS) lbf_scatter(lbf_args p) {
+    const uint32_t k = blockIdx.x*LBF_THREADS + threadIdx.x;
+    for (uint32_t i = blockIdx.y; k < p.r && i < p.n; i += gridDim.y) {
+        const size_t at = (size_t) i*p.stride + k;
+        const float v = p.x[(size_t) i*p.r + k]*p.b[k];
+        p.out[at] = p.value != 0.0f ? p.out[at] + v : v;
+    }
+}
+
+// the bfloat16 numbers at count as f32
+LBK_KERNEL LBK_BOUNDS(LBF_THREADS) lbf_widen(lbf_args p) {
+    const uint32_t k = blockIdx.x*LBF_THREADS + threadIdx.x;
+    for (uint32_t i = blockIdx.y; k < p.r && i < p.n; i += gridDim.y) {
+        const size_t at = (size_t) i*p.r + k;
+        const uint32_t word = p.count[at/2];
+        p.out[at] = lbk_from_bits(at%2 ? word & 0xffff0000u : word << 16);
+    }
+}
+
+// The signs at count as 1 and -1. There are 64 bits for every 32 rows and two columns: bit 2 (i%32) + k%2.
+LBK_KERNEL LBK_BOUNDS(LBF_THREADS) lbf_sign_pairs(lbf_args p) {
+    const uint32_t k = blockIdx.x*LBF_THREADS + threadIdx.x;
+    for (uint32_t i = blockIdx.y; k < p.r && i < p.n; i += gridDim.y) {
+        const uint32_t bit = 2*(i%32) + k%2;
+        const size_t word = 2*((size_t) (i/32)*((p.r + 1)/2) + k/2) + bit/32;
+        p.out[(size_t) i*p.r + k] = p.count[word] >> bit%32 & 1 ? 1.0f : -1.0f;
+    }
+}
+
+// The same of a tile as files have it: byte[i/32][k/8][i%32], columns padded to 16, bit k%8.
+LBK_KERNEL LBK_BOUNDS(LBF_THREADS) lbf_sign_tile(lbf_args p) {
+    const uint32_t k = blockIdx.x*LBF_THREADS + threadIdx.x;
+    const uint8_t * tile = (const uint8_t *) p.count;
+    for (uint32_t i = blockIdx.y; k < p.r && i < p.n; i += gridDim.y) {
+        const size_t byte = ((size_t) (i/32)*((p.r + 15)/16*2) + k/8)*32 + i%32;
+        p.out[(size_t) i*p.r + k] = tile[byte] >> k%8 & 1 ? 1.0f : -1.0f;
     }
 }

@@ -25,8 +25,8 @@ struct lbf_args {
     const float * a;
     const float * b;
     double      * sums;
-    uint32_t    * count;
+    uint32_t    * count; // also bits and bfloat16 numbers, two a word
     uint32_t r, n;     // rows and columns of a column-major matrix, or columns and rows of a row-major one
-    uint32_t stride;   // numbers from a column to the next, where columns are part of a larger matrix
+    uint32_t stride;   // numbers from a column (or row) to the next, where they are part of a larger matrix
     float    value;
 };

@@ -1,6 +1,7 @@
 //! Second moments of the inputs of a linear layer, in the source model and in the compressed one.
 
-use crate::decoder::{add_gram, add_outer, token_weights, weighed};
+use crate::decoder::device::outer_sums;
+use crate::decoder::{Place, add_gram, add_outer, token_weights, weighed};
 use crate::error::{Error, Result};
 use faer::linalg::solvers::{Llt, Solve};
 use faer::{Mat, Side};
@@ -34,7 +35,13 @@ pub struct Moments {
     cross: Vec<f32>,
     /// Empty if no window has a residual stream.
     residual: Vec<f32>,
+    place: Place,
+    /// Of the first layer that reads the inputs, for messages.
+    name: String,
 }
+
+/// A window as it goes into the sums: source's and compressed inputs, what the residual stream lacks, tokens.
+type Weighed = (Vec<f32>, Vec<f32>, Option<Vec<f32>>, f64);
 
 /// How much of what errors before a layer have done the layer makes up for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -57,32 +64,27 @@ impl Default for Shares {
 impl Moments {
     /// Nothing seen yet of inputs of width `d`.
     pub fn new(d: usize) -> Self {
-        Self { d, tokens: 0.0, compressed: vec![0.0; d * d], cross: vec![0.0; d * d], residual: Vec::new() }
+        let (compressed, cross) = (vec![0.0; d * d], vec![0.0; d * d]);
+        let (place, name) = (Place::default(), String::new());
+        Self { d, tokens: 0.0, compressed, cross, residual: Vec::new(), place, name }
+    }
+
+    /// The same, summed up where the place says; `name` is for messages.
+    #[must_use]
+    pub fn on(self, place: &Place, name: &str) -> Self {
+        Self { place: place.clone(), name: name.to_owned(), ..self }
     }
 
     /// Adds windows. A token counts with weight `min(1, median / norm)` of its source norm besides the window's, so that a
     /// few massive tokens do not rule.
     pub fn add(&mut self, windows: &[Inputs]) {
+        if self.add_on_device(windows).is_some() {
+            return;
+        }
         let d = self.d;
         let ones = vec![1f32; d];
         for windows in windows.chunks(AT_ONCE) {
-            let weigh = |w: &Inputs| {
-                let source: Vec<f32> = w.source.iter().map(|x| x.to_f32()).collect();
-                let mut weights = token_weights(&source, d);
-                weights.iter_mut().for_each(|x| *x *= w.weight.sqrt());
-                let lack = w.residual.map(|(f, q)| {
-                    let f: Vec<f32> = f.iter().map(|x| x.to_f32()).collect();
-                    let lack: Vec<f32> = f.iter().zip(q).map(|(f, q)| f - q).collect();
-                    // Norms have made the inputs alike, so those of a token with a massive residual stream look like
-                    // any other's: what it lacks, a hundred times more than the others, must be held off here.
-                    let massive = token_weights(&f, f.len() / weights.len());
-                    let weights: Vec<f32> = weights.iter().zip(massive).map(|(w, m)| w * m * m).collect();
-                    weighed(&lack, &weights)
-                });
-                let tokens = weights.len() as f64 * f64::from(w.weight);
-                (weighed(&source, &weights), weighed(w.compressed, &weights), lack, tokens)
-            };
-            let weighed: Vec<_> = windows.par_iter().map(weigh).collect();
+            let weighed: Vec<_> = windows.par_iter().map(|w| weigh(w, d)).collect();
             for (f, q, lack, tokens) in weighed {
                 // Rounding to bfloat16 is far below what another text would change; both factors of the first product
                 // are the same numbers, so it stays positive semidefinite.
@@ -96,6 +98,37 @@ impl Moments {
                 self.tokens += tokens;
             }
         }
+    }
+
+    /// `None`, and nothing is added, if the CPU has to do it.
+    fn add_on_device(&mut self, windows: &[Inputs]) -> Option<()> {
+        let d = self.d;
+        let lacks = |w: &Inputs| w.residual.map(|r| r.1.len() / (w.compressed.len() / d));
+        let mut widths = vec![d, d];
+        widths.extend(lacks(windows.first()?));
+        // One that lacks nothing beside one that does would have a sum of another shape.
+        if windows.iter().any(|w| lacks(w) != widths.get(2).copied()) {
+            return None;
+        }
+        let (mut tokens, mut chunks, mut ready) = (0.0, windows.chunks(AT_ONCE), Vec::new().into_iter());
+        let next = || {
+            if ready.len() == 0 {
+                let chunk: Vec<Weighed> = chunks.next()?.par_iter().map(|w| weigh(w, d)).collect();
+                ready = chunk.into_iter();
+            }
+            let (f, q, lack, n) = ready.next()?;
+            tokens += n;
+            Some([q, f].into_iter().chain(lack).collect())
+        };
+        let found = outer_sums(&self.place, &self.name, &widths, next)?;
+        if let Some(residual) = found.get(2) {
+            self.residual.resize(residual.len(), 0.0);
+        }
+        for (to, from) in [&mut self.compressed, &mut self.cross, &mut self.residual].into_iter().zip(found) {
+            to.iter_mut().zip(from).for_each(|(a, b)| *a += b);
+        }
+        self.tokens += tokens;
+        Some(())
     }
 
     /// Mean square of each input of the compressed stream.
@@ -139,6 +172,24 @@ impl Moments {
         let factor = h.llt(Side::Lower).map_err(|_| not_finite(name))?;
         Ok(Some(Correction { difference, residual, factor }))
     }
+}
+
+/// A window's rows times the weights of its tokens.
+fn weigh(w: &Inputs, d: usize) -> Weighed {
+    let source: Vec<f32> = w.source.iter().map(|x| x.to_f32()).collect();
+    let mut weights = token_weights(&source, d);
+    weights.iter_mut().for_each(|x| *x *= w.weight.sqrt());
+    let lack = w.residual.map(|(f, q)| {
+        let f: Vec<f32> = f.iter().map(|x| x.to_f32()).collect();
+        let lack: Vec<f32> = f.iter().zip(q).map(|(f, q)| f - q).collect();
+        // Norms have made the inputs alike, so those of a token with a massive residual stream look like
+        // any other's: what it lacks, a hundred times more than the others, must be held off here.
+        let massive = token_weights(&f, f.len() / weights.len());
+        let weights: Vec<f32> = weights.iter().zip(massive).map(|(w, m)| w * m * m).collect();
+        weighed(&lack, &weights)
+    });
+    let tokens = weights.len() as f64 * f64::from(w.weight);
+    (weighed(&source, &weights), weighed(w.compressed, &weights), lack, tokens)
 }
 
 fn not_finite(name: &str) -> Error {

@@ -141,6 +141,7 @@ fn head(model: &Model, x: &[f32], rng: &mut ChaCha8Rng) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decoder::Place;
     use crate::decoder::tests::small;
 
     #[test]
@@ -157,7 +158,8 @@ mod tests {
             name: "w".to_owned(),
             d_out,
             d_in: d,
-            weight: Weight::Dense(w.clone()),
+            weight: Weight::Dense(w.clone().into()),
+            place: Place::default(),
             bias: None,
             scale: 1.0,
         };

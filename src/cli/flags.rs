@@ -202,8 +202,8 @@ pub struct ConvertArgs {
     /// beginning if that is not enough
     #[arg(long, value_name = "SIZE", value_parser = bytes, help_heading = "Run")]
     max_memory: Option<u64>,
-    /// What factorizes by LB-ADMM and polishes: cpu, cuda (an NVIDIA GPU, or an error), or auto (the GPU if it works); the rest
-    /// runs on the CPU
+    /// What factorizes by LB-ADMM, polishes and multiplies for both models: cpu, cuda (an NVIDIA GPU, or an error), or auto (the
+    /// GPU if it works); the rest runs on the CPU
     #[arg(long, value_name = "NAME", default_value_t = Choice::Cpu, value_parser = parse::<Choice>, help_heading = "Run")]
     device: Choice,
     /// Threads [default: all that this process may use]

@@ -3,6 +3,7 @@
 use super::attention;
 use super::cache::Cache;
 use super::config::{Activation, Config};
+use super::device;
 use super::exponential::sigmoid;
 use super::linear::{Linear, LinearGrad, LinearTape, Trained};
 use super::norm;
@@ -55,25 +56,15 @@ pub struct BlockGrad {
 impl BlockGrad {
     /// Adds the gradients of the same parameters.
     pub fn add(&mut self, other: &BlockGrad) {
-        let norms = self.norms.iter_mut().zip(&other.norms);
-        let mut all: Vec<(&mut [f32], &[f32])> = norms.map(|(a, b)| (&mut a[..], &b[..])).collect();
+        for (to, from) in self.norms.iter_mut().zip(&other.norms) {
+            to.iter_mut().zip(from).for_each(|(a, b)| *a += b);
+        }
         for (to, from) in self.linears.iter_mut().flatten().zip(other.linears.iter().flatten()) {
             match (to, from) {
-                (Some(LinearGrad::Dense(to)), Some(LinearGrad::Dense(from))) => all.push((to, from)),
-                (Some(LinearGrad::Factors(to)), Some(LinearGrad::Factors(from))) => {
-                    for (to, from) in to.iter_mut().zip(from) {
-                        let scales = to.scales.iter_mut().zip(&from.scales);
-                        all.extend(scales.map(|(a, b)| (&mut a[..], &b[..])));
-                        let signs = to.signs.iter_mut().flatten().zip(from.signs.iter().flatten());
-                        all.extend(signs.map(|(a, b)| (&mut a[..], &b[..])));
-                    }
-                }
+                (Some(to), Some(from)) => to.add(from),
                 (None, None) => {}
                 _ => unreachable!("gradients of different parameters"),
             }
-        }
-        for (to, from) in all {
-            to.iter_mut().zip(from).for_each(|(a, b)| *a += b);
         }
     }
 }
@@ -124,7 +115,12 @@ impl BlockTape {
     }
 }
 
-fn site_forward(linears: &[Linear], x: &[f32]) -> (Vec<f32>, Vec<LinearTape>) {
+/// Outputs of the layers of a site, which read `x`, side by side (`tokens x` the sum of their widths), and the tapes that
+/// [`site_backward`] takes.
+pub fn site_forward(linears: &[Linear], x: &[f32]) -> (Vec<f32>, Vec<LinearTape>) {
+    if let Some(y) = device::forward(linears, x) {
+        return (y, vec![LinearTape::default(); linears.len()]);
+    }
     let (mut outs, tapes): (Vec<_>, Vec<_>) = linears.iter().map(|l| l.forward(x)).unzip();
     if outs.len() == 1 {
         return (outs.remove(0), tapes);
@@ -142,13 +138,17 @@ fn site_forward(linears: &[Linear], x: &[f32]) -> (Vec<f32>, Vec<LinearTape>) {
     (y, tapes)
 }
 
-fn site_backward(
+/// Gradient with respect to `x` from that of the outputs, `dy`; those of parameters are added to `grads`.
+pub fn site_backward(
     linears: &[Linear],
     x: &[f32],
     tapes: &[LinearTape],
     dy: &[f32],
     grads: &mut [Option<LinearGrad>],
 ) -> Vec<f32> {
+    if let Some(dx) = device::backward(linears, x, dy, grads) {
+        return dx;
+    }
     let width: usize = linears.iter().map(|l| l.d_out).sum();
     let mut dx = vec![0f32; x.len()];
     let mut at = 0;
@@ -164,7 +164,9 @@ fn site_backward(
             part = copy;
             &part
         };
-        l.backward(x, tape, own, &mut dx, grad.as_mut());
+        // A device that ran the forward pass has left no tape.
+        let again = if tape.serves(l) { None } else { Some(l.forward(x).1) };
+        l.backward(x, again.as_ref().unwrap_or(tape), own, &mut dx, grad.as_mut());
         at += l.d_out;
     }
     dx

@@ -34,12 +34,7 @@ impl Fisher {
     /// Adds the tokens of `x` with the gradients `dy` for a weight `w` of shape `d_out x d_in`.
     pub(super) fn add(&mut self, [d_out, d_in]: [usize; 2], w: &[f32], x: &[f32], dy: &[f32]) {
         let x = weighed(x, &token_weights(x, d_in));
-        self.gradient.resize(d_out, 0.0);
-        for (x, dy) in x.chunks_exact(d_in).zip(dy.chunks_exact(d_out)) {
-            let energy = x.iter().map(|v| v * v).sum::<f32>();
-            self.energy += f64::from(energy);
-            self.gradient.iter_mut().zip(dy).for_each(|(o, g)| *o += g * g * energy);
-        }
+        self.add_gradients(&x, d_in, dy, d_out);
         let d = d_out.min(d_in);
         self.moments.resize(d * d, 0.0);
         if d_out <= d_in {
@@ -48,6 +43,24 @@ impl Fisher {
             transposed_times(&mut self.moments, &y, &y, d, d, true);
         } else {
             transposed_times(&mut self.moments, &x, &x, d, d, true);
+        }
+    }
+    /// Adds all but the moments, for inputs that are weighed already.
+    pub(super) fn add_gradients(&mut self, x: &[f32], d_in: usize, dy: &[f32], d_out: usize) {
+        self.gradient.resize(d_out, 0.0);
+        for (x, dy) in x.chunks_exact(d_in).zip(dy.chunks_exact(d_out)) {
+            let energy = x.iter().map(|v| v * v).sum::<f32>();
+            self.energy += f64::from(energy);
+            self.gradient.iter_mut().zip(dy).for_each(|(o, g)| *o += g * g * energy);
+        }
+    }
+
+    /// Adds the sums over other tokens.
+    pub(super) fn add_sums(&mut self, other: &Fisher) {
+        self.energy += other.energy;
+        for (to, from) in [(&mut self.gradient, &other.gradient), (&mut self.moments, &other.moments)] {
+            to.resize(to.len().max(from.len()), 0.0);
+            to.iter_mut().zip(from).for_each(|(a, b)| *a += b);
         }
     }
 }

@@ -100,9 +100,8 @@ fn extended(
     choose: Choose,
     mut progress: impl FnMut(usize),
 ) -> Vec<Vec<u32>> {
-    let (c, v) = (&model.config, model.vocabulary());
-    let d = c.d_model;
-    let head = Coarse::from_fn(v, d, |i, j| model.head[i * d + j]);
+    let c = &model.config;
+    let head = model.coarse_head();
     let rotations = model.rotations(length);
     let sequence = c.blocks * length * c.heads_kv * (c.d_key + c.d_value) * size_of::<u16>();
     let at_once = (memory / sequence.max(1)).clamp(GROUPS, AT_ONCE);

@@ -1,6 +1,8 @@
 //! A linear layer `y = scale x W^T + b`, dense or factorized.
 
 use super::coarse::{Coarse, add_outer};
+use super::dense::Dense;
+use super::device::Place;
 use super::fisher::Fisher;
 use super::product::{times, times_transposed, transposed_times};
 use super::signs::{Precision, Signs};
@@ -43,6 +45,19 @@ impl Binary {
         Self { h, l, g, u, ut, vt, v, precision: Precision::Fine }
     }
 
+    /// U and V^T.
+    #[cfg(feature = "cuda")]
+    pub(super) fn factors(&self) -> [&Signs; 2] {
+        [&self.u, &self.vt]
+    }
+
+    /// The same path with its signs in the layout of other processors.
+    #[cfg(feature = "cuda")]
+    pub(super) fn in_other_layout(&self) -> Self {
+        let [u, ut, vt, v] = [&self.u, &self.ut, &self.vt, &self.v].map(Signs::in_other_layout);
+        Self { u, ut, vt, v, ..self.clone() }
+    }
+
     /// Signs of U, row-major `d_out x r`, and of V^T, `r x d_in`: 1 or -1.
     pub fn signs(&self) -> [Vec<f32>; 2] {
         [self.u.to_row_major(), self.vt.to_row_major()]
@@ -80,7 +95,7 @@ impl From<&FactorPath> for Binary {
 #[derive(Clone, Debug)]
 pub enum Weight {
     /// Row-major `d_out x d_in`.
-    Dense(Vec<f32>),
+    Dense(Dense),
     /// Sum of paths.
     Binary(Vec<Binary>),
     /// Dense in little precision, for forward passes only.
@@ -102,12 +117,21 @@ pub struct Linear {
     pub scale: f32,
     /// Added to every output row.
     pub bias: Option<Vec<f32>>,
+    /// Where the products of both passes are formed, if the layers beside it are there, too.
+    pub place: Place,
 }
 
 /// What the backward pass of a factorized layer needs of the forward pass, one entry for each path:
 /// latents `V^T (g x)` (`tokens x r`) and outputs before h (`tokens x d_out`).
 #[derive(Clone, Debug, Default)]
 pub struct LinearTape(Vec<(Vec<f32>, Vec<f32>)>);
+
+impl LinearTape {
+    /// Whether it has what a backward pass of `l` on the CPU needs.
+    pub(super) fn serves(&self, l: &Linear) -> bool {
+        !matches!(l.weight, Weight::Binary(_)) || !self.0.is_empty()
+    }
+}
 
 /// Gradients of one path.
 #[derive(Clone, Debug)]
@@ -140,16 +164,37 @@ pub enum LinearGrad {
     Fisher(Fisher),
 }
 
+impl LinearGrad {
+    /// Adds the gradient of the same parameters.
+    pub fn add(&mut self, other: &LinearGrad) {
+        let add = |to: &mut [f32], from: &[f32]| to.iter_mut().zip(from).for_each(|(a, b)| *a += b);
+        match (self, other) {
+            (LinearGrad::Dense(to), LinearGrad::Dense(from)) => add(to, from),
+            (LinearGrad::Factors(to), LinearGrad::Factors(from)) => {
+                for (to, from) in to.iter_mut().zip(from) {
+                    to.scales.iter_mut().zip(&from.scales).for_each(|(a, b)| add(a, b));
+                    let signs = to.signs.iter_mut().flatten().zip(from.signs.iter().flatten());
+                    signs.for_each(|(a, b)| add(a, b));
+                }
+            }
+            (LinearGrad::Fisher(to), LinearGrad::Fisher(from)) => to.add_sums(from),
+            _ => unreachable!("gradients of different parameters"),
+        }
+    }
+}
+
 impl Linear {
     /// The same layer with a dense weight in little precision.
     pub fn coarse(&self) -> Linear {
         let weight = match &self.weight {
             Weight::Dense(w) => {
-                Weight::Coarse(Coarse::from_fn(self.d_out, self.d_in, |i, j| w[i * self.d_in + j]))
+                let value = |i: usize, j: usize| w[i * self.d_in + j];
+                Weight::Coarse(Coarse::on(&self.place, &self.name, self.d_out, self.d_in, value))
             }
             other => other.clone(),
         };
-        Linear { weight, name: self.name.clone(), bias: self.bias.clone(), ..*self }
+        let (name, bias, place) = (self.name.clone(), self.bias.clone(), self.place.clone());
+        Linear { weight, name, bias, place, ..*self }
     }
 
     /// Sets the precision of products with factors.

@@ -2,9 +2,12 @@
 
 use super::block::Block;
 use super::config::Config;
+use super::dense::Dense;
+use super::device::Place;
 use super::linear::{Linear, Weight};
 use super::model::Model;
 use crate::error::{Error, Result};
+use crate::factorize::Device;
 use crate::source::TensorSource;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,6 +17,7 @@ pub struct Loader<'a> {
     source: &'a dyn TensorSource,
     index: HashMap<&'a str, usize>,
     config: Config,
+    place: Place,
 }
 
 impl<'a> Loader<'a> {
@@ -24,7 +28,13 @@ impl<'a> Loader<'a> {
     pub fn new(source: &'a dyn TensorSource) -> Result<Self> {
         let config = Config::from_kv(source.path(), source.kv())?;
         let index = source.tensors().iter().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect();
-        Ok(Self { source, index, config })
+        Ok(Self { source, index, config, place: Place::default() })
+    }
+
+    /// The same; what it reads is placed on `device`.
+    #[must_use]
+    pub fn on(self, device: &Arc<Device>) -> Self {
+        Self { place: device.into(), ..self }
     }
 
     /// The graph.
@@ -46,9 +56,9 @@ impl<'a> Loader<'a> {
         let rows = self.index.get("token_embd.weight");
         let rows = rows.and_then(|&i| self.source.tensors()[i].dims.get(1).copied());
         let vocabulary = rows.unwrap_or(0) as usize;
-        let embeddings = Arc::new(self.need("token_embd.weight", &[c.d_model, vocabulary])?);
+        let embeddings = Arc::new(Dense::from(self.need("token_embd.weight", &[c.d_model, vocabulary])?));
         let head = match self.optional("output.weight", &[c.d_model, vocabulary])? {
-            Some(head) => Arc::new(head),
+            Some(head) => Arc::new(head.into()),
             None => embeddings.clone(),
         };
         let long = c.context > c.original_context;
@@ -61,7 +71,8 @@ impl<'a> Loader<'a> {
             "qwen2" | "phi3" => self.optional("output.bias", &[vocabulary])?,
             _ => None,
         };
-        Ok(Model { config: c, embeddings, head, head_bias, norm, blocks: Vec::new(), rope_factors })
+        let place = self.place.clone();
+        Ok(Model { config: c, embeddings, head, head_bias, norm, blocks: Vec::new(), rope_factors, place })
     }
 
     fn optional(&self, name: &str, dims: &[usize]) -> Result<Option<Vec<f32>>> {
@@ -84,7 +95,7 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// [`Error::Tensor`] for a missing or misshapen tensor.
     pub fn weight(&self, name: &str, d_out: usize, d_in: usize) -> Result<Weight> {
-        self.need(name, &[d_in, d_out]).map(Weight::Dense)
+        self.need(name, &[d_in, d_out]).map(|w| Weight::Dense(w.into()))
     }
 
     /// A layer of the attention part.
@@ -93,7 +104,7 @@ impl<'a> Loader<'a> {
         let weight = self.weight(&name, d_out, d_in)?;
         let scale = self.optional(&format!("{base}.scale"), &[1])?.map_or(1.0, |s| s[0]);
         let bias = self.optional(&format!("{base}.bias"), &[d_out])?;
-        Ok(Linear { name, d_out, d_in, weight, scale, bias })
+        Ok(Linear { name, d_out, d_in, weight, scale, bias, place: self.place.clone() })
     }
 
     /// A layer of the feed-forward part, as llama.cpp's graphs have it: biases in llama only, and scaled with the

@@ -1,4 +1,4 @@
-//! The forward and backward pass of decoder-only language models, in f32 on the CPU.
+//! The forward and backward pass of decoder-only language models, in f32 on the CPU; products of linear layers also on a GPU.
 //!
 //! One description ([`Config`]) covers the families; a [`Linear`] is dense or factorized, so the same code runs the
 //! source model, the compressed one and everything between. Activations are row-major `tokens x width`; a batch
@@ -13,6 +13,8 @@ mod block;
 mod cache;
 mod coarse;
 mod config;
+mod dense;
+pub(crate) mod device;
 mod exponential;
 mod fisher;
 mod generate;
@@ -24,9 +26,11 @@ pub(crate) mod product;
 mod rope;
 mod signs;
 
-pub use block::{Block, BlockGrad, BlockTape, Site};
+pub use block::{Block, BlockGrad, BlockTape, Site, site_backward, site_forward};
 pub use coarse::{Coarse, add_gram, add_outer};
 pub use config::{Activation, Config, RopeStyle, SUPPORTED};
+pub use dense::Dense;
+pub use device::Place;
 pub use exponential::exp_below_max;
 pub use fisher::{Fisher, token_weights, weighed};
 pub use generate::{Prompt, continuations, exclude, sample};

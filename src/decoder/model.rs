@@ -3,6 +3,8 @@
 use super::block::{Block, BlockGrad, BlockTape};
 use super::coarse::Coarse;
 use super::config::Config;
+use super::dense::Dense;
+use super::device::{self, Place, Side};
 use super::linear::Trained;
 use super::norm;
 use super::product::{times, times_transposed};
@@ -17,9 +19,9 @@ pub struct Model {
     /// Graph.
     pub config: Config,
     /// Token embeddings, `vocabulary x d_model`.
-    pub embeddings: Arc<Vec<f32>>,
+    pub embeddings: Arc<Dense>,
     /// Head, likewise; the embeddings themselves if they are tied.
-    pub head: Arc<Vec<f32>>,
+    pub head: Arc<Dense>,
     /// Added to the logits.
     pub head_bias: Option<Vec<f32>>,
     /// Final RMS norm.
@@ -28,7 +30,12 @@ pub struct Model {
     pub blocks: Vec<Block>,
     /// Divisors of the rotation's frequencies, `rope_dims / 2`.
     pub rope_factors: Option<Vec<f32>>,
+    /// Where products with the head are formed.
+    pub place: Place,
 }
+
+/// Name of the head in messages.
+const HEAD: &str = "output.weight";
 
 /// Gradients of a model.
 #[derive(Clone, Debug)]
@@ -69,13 +76,13 @@ impl Model {
     /// The head in the precision of training steps.
     pub fn coarse_head(&self) -> Coarse {
         let (d, v) = (self.config.d_model, self.vocabulary());
-        Coarse::from_fn(v, d, |i, j| self.head[i * d + j])
+        Coarse::on(&self.place, HEAD, v, d, |i, j| self.head[i * d + j])
     }
 
     /// The same for both passes.
     pub fn trained_head(&self) -> CoarseHead {
         let (d, v) = (self.config.d_model, self.vocabulary());
-        let transposed = Coarse::from_fn(d, v, |i, j| self.head[j * d + i]);
+        let transposed = Coarse::on(&self.place, HEAD, d, v, |i, j| self.head[j * d + i]);
         CoarseHead { head: self.coarse_head(), transposed }
     }
 
@@ -137,8 +144,12 @@ impl Model {
     /// Logits of normalised rows, `rows x vocabulary`.
     pub fn logits(&self, normed: &[f32]) -> Vec<f32> {
         let (d, v) = (self.config.d_model, self.vocabulary());
-        let mut out = vec![0f32; normed.len() / d * v];
-        times_transposed(&mut out, normed, &self.head, v, d, false);
+        let on_device = device::product(&self.place, HEAD, &self.head, [v, d], normed, Side::Forward);
+        let mut out = on_device.unwrap_or_else(|| {
+            let mut out = vec![0f32; normed.len() / d * v];
+            times_transposed(&mut out, normed, &self.head, v, d, false);
+            out
+        });
         self.bias_and_cap(&mut out);
         out
     }
@@ -170,8 +181,12 @@ impl Model {
     ) -> Vec<f32> {
         let (d, v) = (self.config.d_model, self.vocabulary());
         self.cap_backward(logits, d_logits);
-        let mut d_normed = vec![0f32; x.len()];
-        times(&mut d_normed, d_logits, &self.head, d, v, false);
+        let on_device = device::product(&self.place, HEAD, &self.head, [v, d], d_logits, Side::Backward);
+        let d_normed = on_device.unwrap_or_else(|| {
+            let mut d_normed = vec![0f32; x.len()];
+            times(&mut d_normed, d_logits, &self.head, d, v, false);
+            d_normed
+        });
         norm::backward(x, &self.norm, self.config.eps, &d_normed, d_norm)
     }
 

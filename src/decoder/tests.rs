@@ -16,7 +16,7 @@ fn linear(rng: &mut ChaCha8Rng, name: &str, d_out: usize, d_in: usize, paths: us
     let rank = 6;
     let latent: Vec<_> = (0..paths).map(|_| (signs(d_out * rank), signs(rank * d_in))).collect();
     let weight = if paths == 0 {
-        Weight::Dense(vector(rng, d_out * d_in, 0.0, 0.5))
+        Weight::Dense(vector(rng, d_out * d_in, 0.0, 0.5).into())
     } else {
         let path = |(u, vt): (Vec<f32>, Vec<f32>)| {
             let scales = [d_out, rank, d_in].map(|n| vector(rng, n, 0.4, 0.2));
@@ -34,6 +34,7 @@ fn linear(rng: &mut ChaCha8Rng, name: &str, d_out: usize, d_in: usize, paths: us
         weight,
         scale: 0.8,
         bias: Some(vector(rng, d_out, 0.0, 0.1)),
+        place: Place::default(),
     }
 }
 
@@ -92,7 +93,7 @@ pub(crate) fn small() -> Model {
             window: config.windows[i],
         })
         .collect();
-    let embeddings = Arc::new(vector(rng, 11 * 12, 0.0, 1.0));
+    let embeddings = Arc::new(Dense::from(vector(rng, 11 * 12, 0.0, 1.0)));
     let norm = vector(rng, 12, 1.0, 0.3);
     Model {
         config,
@@ -102,6 +103,7 @@ pub(crate) fn small() -> Model {
         norm,
         blocks,
         rope_factors: Some(vec![1.0, 1.5]),
+        place: Place::default(),
     }
 }
 
@@ -159,7 +161,7 @@ fn gradients_agree_with_finite_differences() {
                 match g.as_ref().unwrap() {
                     LinearGrad::Dense(g) => {
                         check(&what, g, |m| match &mut m.blocks[i].linears[s][j].weight {
-                            Weight::Dense(w) => w,
+                            Weight::Dense(w) => &mut **w,
                             _ => unreachable!(),
                         })
                     }
@@ -203,7 +205,7 @@ fn gradients_of_signs_follow_from_those_of_the_product() {
                 }
             }
         }
-        l.weight = Weight::Dense(w);
+        l.weight = Weight::Dense(w.into());
     }
     let (grad, dense_grad) = (gradient(&model), gradient(&dense));
     let mut checked = 0;

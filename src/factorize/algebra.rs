@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 /// What a computation gives: a device may fail, the CPU does not.
-pub(super) type Computed<T> = std::result::Result<T, Failure>;
+pub(crate) type Computed<T> = std::result::Result<T, Failure>;
 
 /// Memory for f32 numbers. Borrowed input lives for `'a`.
 pub(super) trait Algebra<'a> {

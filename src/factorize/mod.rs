@@ -11,7 +11,7 @@
 //! differ from the CPU's by rounding.
 
 mod admm;
-mod algebra;
+pub(crate) mod algebra;
 pub mod device;
 mod error;
 mod export;

@@ -84,6 +84,7 @@ impl Stage<'_> {
     ) -> Result<BlockOutcome> {
         block.set_precision(Precision::Coarse);
         let outcome = task.tune(block, margins, &self.tuning);
+        self.device.check()?;
         block.set_precision(Precision::Fine);
         let mut factors = Vec::new();
         for l in block.linears.iter_mut().flatten() {

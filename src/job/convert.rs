@@ -24,6 +24,7 @@ use crate::plan::rules::Rule;
 use crate::source::TensorSource;
 use crate::verify::Gates;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// What a conversion should do.
@@ -45,7 +46,7 @@ pub struct Options {
     pub seed: u64,
     /// Threads to use.
     pub threads: usize,
-    /// What factorizes by LB-ADMM and polishes.
+    /// What factorizes by LB-ADMM, polishes and forms the products of both models.
     pub device: Choice,
     /// Importance matrix of llama-imatrix.
     pub imatrix: Option<PathBuf>,
@@ -136,7 +137,7 @@ pub fn convert(
             progress(Event::Warning(&warning));
         }
     }
-    let device = open_device(options)?;
+    let device = Arc::new(open_device(options)?);
     tell_notes(&device, &mut progress);
     // From here on what it is, no longer what was hoped for.
     let options = &Options { device: device.kind(), ..options.clone() };
@@ -192,7 +193,7 @@ struct Run<'a> {
     source: &'a dyn TensorSource,
     target: &'a Path,
     options: &'a Options,
-    device: &'a Device,
+    device: &'a Arc<Device>,
     pool: rayon::ThreadPool,
     sha256: String,
     journal: &'a Journal,

@@ -4,14 +4,16 @@
 //! first tokens on, text comes from all that it was trained on, in about the shares that it had there.
 
 use super::journal::Journal;
-use super::report::Event;
+use super::report::{Event, tell_notes};
 use super::tuned::WINDOW;
 use crate::decoder;
 use crate::error::Result;
+use crate::factorize::Device;
 use crate::source::TensorSource;
 use crate::tokenize::Tokenizer;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use std::sync::Arc;
 
 /// Pieces in a window: attention to shorter ones takes less time, and they are more of them.
 const PIECES: usize = 2;
@@ -34,6 +36,7 @@ pub(super) fn windows(
     source: &dyn TensorSource,
     tokenizer: &Tokenizer,
     text: &Text,
+    device: &Arc<Device>,
     journal: &Journal,
     progress: &mut dyn FnMut(Event),
 ) -> Result<Vec<Vec<u32>>> {
@@ -41,13 +44,15 @@ pub(super) fn windows(
     if let Some(windows) = journal.get(NAME)? {
         return Ok(windows);
     }
-    let loader = decoder::Loader::new(source)?;
+    let loader = decoder::Loader::new(source)?.on(device);
     let model = loader.coarse(&loader.frame()?)?;
     let prompts = prompts(tokenizer, model.vocabulary(), PIECES * text.count, text.seed);
     let all: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
     let pieces = decoder::sample(&model, &all, WINDOW / PIECES, text.seed, text.memory, |done| {
         progress(Event::Stage { name: "generate", done, total: all.len(), value: None });
     });
+    device.check()?;
+    tell_notes(device, progress);
     let windows: Vec<Vec<u32>> = pieces.chunks(PIECES).map(|p| p.concat()).collect();
     journal.put(NAME, "generated text", &windows)?;
     Ok(windows)

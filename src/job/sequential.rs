@@ -23,6 +23,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 /// Windows that go through a block together.
 const AT_ONCE: usize = 16;
@@ -65,7 +66,7 @@ pub(super) struct Stage<'a> {
     pub imatrix: bool,
     pub options: &'a Options,
     /// What factorizes.
-    pub device: &'a Device,
+    pub device: &'a Arc<Device>,
     pub journal: &'a Journal,
 }
 
@@ -153,6 +154,8 @@ impl Stage<'_> {
                     inputs.extend(kept);
                 }
             }
+            // A device has other use for its memory now.
+            drop(coarse);
             let block = self.as_stored(block)?;
             let (block, outcome) = match tuned {
                 Some(tuned) => {
@@ -188,6 +191,7 @@ impl Stage<'_> {
                     }
                 }
             };
+            self.device.check()?;
             model.blocks.push(block);
             tell_notes(self.device, progress);
             if let Some(outcome) = &outcome {
@@ -201,6 +205,7 @@ impl Stage<'_> {
             });
         }
         drop(xq);
+        self.device.check()?;
         let mut rows = xf.into_iter().map(|x| source.normed(&x));
         let teacher = Teacher::new(rows.by_ref().take(self.training));
         let record: Record = (digest, teacher, rows.collect(), imatrix);
@@ -251,7 +256,7 @@ impl Stage<'_> {
             }
             let linears = &mut block.linears[site as usize];
             if linears.iter().any(open) {
-                let mut moments = Moments::new(linears[0].d_in);
+                let mut moments = Moments::new(linears[0].d_in).on(&linears[0].place, &linears[0].name);
                 // A norm in between would bend what the residual stream lacks.
                 let added = match site {
                     Site::Output => block.post_norms[0].is_none(),

@@ -30,11 +30,13 @@ impl Stage<'_> {
             let started = Instant::now();
             let target = match &correction {
                 Some(c) => c.target(&l.name, w, l.scale)?,
-                None => w.clone(),
+                None => w.to_vec(),
             };
             // Rows whose errors cost more count more.
             let rows = self.measured.get(&l.name).map(|s| row_weights(&s.output));
             if !made.contains_key(&l.name) {
+                // The moments were to be the device's.
+                self.device.check()?;
                 let factors = self.factors(l, rank, &target, rows.as_deref(), &importance, &metric)?;
                 let one = Made { factors, seconds: started.elapsed().as_secs_f64() };
                 self.journal.put(

@@ -15,17 +15,18 @@ use crate::job::header::{Action, file_name};
 use crate::job::journal::{Fingerprint, Journal};
 use crate::job::limits::{self, Portions};
 use crate::job::output;
-use crate::job::report::{Evaluation, Event};
+use crate::job::report::{Evaluation, Event, tell_notes};
 use crate::job::sequential::{Made, Sequential, Stage};
 use crate::job::statistics::{self, Measured};
 use crate::job::stored::Stored;
 use crate::plan::{MatrixSpec, Plan};
 use crate::source::TensorSource;
 use crate::tokenize::Tokenizer;
-use crate::tune::{Absorption, BlockSettings, Checkpoint, Distillation, Length, Settings, Teacher};
+use crate::tune::{Absorption, BlockSettings, Checkpoint, Distillation, Length, Settings};
 use crate::verify::Coherence;
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Tokens of a window, for statistics, training and evaluation.
@@ -142,7 +143,7 @@ pub(super) struct Calibrated<'a> {
     source: &'a dyn TensorSource,
     pub(super) options: &'a Options,
     pub(super) calibration: &'a Calibration,
-    device: &'a factorize::Device,
+    device: &'a Arc<factorize::Device>,
     journal: &'a Journal,
     portions: Portions,
     started: Instant,
@@ -157,13 +158,13 @@ pub(super) struct Calibrated<'a> {
 }
 
 impl<'a> Calibrated<'a> {
-    /// Reads and tokenizes the texts; the result will have about `bpw` bits per weight and be factorized on `device`.
+    /// Reads and tokenizes the texts; the result will have about `bpw` bits per weight, and `device` computes what it can.
     pub fn new(
         source: &'a dyn TensorSource,
         options: &'a Options,
         calibration: &'a Calibration,
         bpw: f64,
-        device: &'a factorize::Device,
+        device: &'a Arc<factorize::Device>,
         journal: &'a Journal,
         progress: &mut dyn FnMut(Event),
     ) -> Result<Self> {
@@ -199,7 +200,7 @@ impl<'a> Calibrated<'a> {
             None if count == 0 => (None, Vec::new()),
             None => {
                 let of = generated::Text { count, seed: options.seed, memory: portions.caches as usize };
-                (None, generated::windows(source, &tokenizer, &of, journal, progress)?)
+                (None, generated::windows(source, &tokenizer, &of, device, journal, progress)?)
             }
         };
         files.extend((count > 0).then(|| generated.clone()));
@@ -231,6 +232,8 @@ impl<'a> Calibrated<'a> {
             Some(all) => all,
             None => {
                 let all = self.measure(self.calibration.effort.amounts().sensitivity, progress)?;
+                self.device.check()?;
+                tell_notes(self.device, progress);
                 self.journal.put(SENSITIVITY, "sensitivities", &all)?;
                 all
             }
@@ -249,7 +252,7 @@ impl<'a> Calibrated<'a> {
 
     /// Sensitivities over the first `count` windows.
     fn measure(&self, count: usize, progress: &mut dyn FnMut(Event)) -> Result<Vec<Sensitivity>> {
-        let loader = decoder::Loader::new(self.source)?;
+        let loader = decoder::Loader::new(self.source)?.on(self.device);
         let windows: Vec<&[u32]> = self.text.windows.iter().take(count).map(Vec::as_slice).collect();
         let (frame, total) = (loader.frame()?, 2 * loader.blocks());
         let on_step = |done| progress(Event::Stage { name: "sensitivity", done, total, value: None });
@@ -271,7 +274,7 @@ impl<'a> Calibrated<'a> {
         let (steps, used) = calibration.windows();
         let mut text = self.text.clone();
         text.truncate(used);
-        let loader = decoder::Loader::new(self.source)?;
+        let loader = decoder::Loader::new(self.source)?.on(self.device);
         // Little text is learned by heart: then blocks are tuned on demand only.
         let enough = text.windows.len() >= LEAST_BLOCK_WINDOWS;
         let passes = calibration.passes.unwrap_or(if enough { amounts.passes } else { 0 });
@@ -287,7 +290,7 @@ impl<'a> Calibrated<'a> {
         let stored = Stored::new(self.source, actions);
         let stage = Stage {
             loader,
-            stored: decoder::Loader::new(&stored)?,
+            stored: decoder::Loader::new(&stored)?.on(self.device),
             changed: stored.changed().collect(),
             windows: &all,
             statistics,
@@ -315,50 +318,56 @@ impl<'a> Calibrated<'a> {
             Some(all) => Length::Time(all.saturating_sub(self.started.elapsed())),
             None => Length::Steps(steps),
         };
-        distil(&mut model, &source, &teacher, &text, length, self.journal, progress)?;
+        let checkpoint: Option<Checkpoint> = self.journal.get(CHECKPOINT)?;
+        // What time was left when it began, not what is left now.
+        let length = match (length, &checkpoint) {
+            (Length::Time(_), Some(c)) if matches!(c.length(), Length::Time(_)) => c.length(),
+            _ => length,
+        };
+        let settings = Settings { length, ..Settings::default() };
+        let run = Distillation::new(&mut model, &source, &teacher, &text, settings);
+        self.distil(run, checkpoint, progress)?;
         let norms = store(&mut model, &mut made)?;
         let (evaluations, coherence) = self.compare(&stage.loader, [&source, &model], &rows, progress)?;
+        self.device.check()?;
+        tell_notes(self.device, progress);
         let tokens = (training.len() * WINDOW) as u64;
         Ok(Prepared { made, norms, tokens, evaluations, coherence })
+    }
+}
+
+impl Calibrated<'_> {
+    /// Runs a distillation to its end, from the journal's checkpoint if there is one.
+    fn distil(
+        &self,
+        mut run: Distillation,
+        checkpoint: Option<Checkpoint>,
+        progress: &mut dyn FnMut(Event),
+    ) -> Result<()> {
+        if checkpoint.is_some_and(|c| run.resume(c)) {
+            progress(Event::Note(&format!(
+                "{} distillation steps are there from an earlier run",
+                run.steps()
+            )));
+        }
+        let (mut saved, mut wait) = (Instant::now(), CHECKPOINT_EVERY.0);
+        while let Some(s) = run.step() {
+            self.device.check()?;
+            tell_notes(self.device, progress);
+            progress(Event::Stage { name: "distil", done: s.step, total: s.steps, value: Some(s.kld) });
+            if saved.elapsed() > wait {
+                saved = Instant::now();
+                self.journal.put(CHECKPOINT, "a checkpoint", run.checkpoint())?;
+                wait = CHECKPOINT_EVERY.0.max(saved.elapsed() * CHECKPOINT_EVERY.1);
+            }
+        }
+        self.journal.put(CHECKPOINT, "a checkpoint", run.checkpoint())
     }
 }
 
 /// What the statistics of the run depend on.
 fn statistics_fingerprint(calibration: &Calibration, journal: &Journal) -> Fingerprint {
     statistics::fingerprint(journal.fingerprint(), calibration.effort.amounts().sensitivity)
-}
-
-/// Distils the source's predictions into `model`, from the journal's checkpoint if there is one.
-fn distil(
-    model: &mut Model,
-    source: &Model,
-    teacher: &Teacher,
-    text: &Mixture,
-    length: Length,
-    journal: &Journal,
-    progress: &mut dyn FnMut(Event),
-) -> Result<()> {
-    let checkpoint: Option<Checkpoint> = journal.get(CHECKPOINT)?;
-    // What time was left when it began, not what is left now.
-    let length = match (length, &checkpoint) {
-        (Length::Time(_), Some(c)) if matches!(c.length(), Length::Time(_)) => c.length(),
-        _ => length,
-    };
-    let mut run = Distillation::new(model, source, teacher, text, Settings { length, ..Settings::default() });
-    let resumed = checkpoint.is_some_and(|c| run.resume(c));
-    if resumed {
-        progress(Event::Note(&format!("{} distillation steps are there from an earlier run", run.steps())));
-    }
-    let (mut saved, mut wait) = (Instant::now(), CHECKPOINT_EVERY.0);
-    while let Some(s) = run.step() {
-        progress(Event::Stage { name: "distil", done: s.step, total: s.steps, value: Some(s.kld) });
-        if saved.elapsed() > wait {
-            saved = Instant::now();
-            journal.put(CHECKPOINT, "a checkpoint", run.checkpoint())?;
-            wait = CHECKPOINT_EVERY.0.max(saved.elapsed() * CHECKPOINT_EVERY.1);
-        }
-    }
-    journal.put(CHECKPOINT, "a checkpoint", run.checkpoint())
 }
 
 /// Rounds the trained scales to what the file holds, and the model with them.

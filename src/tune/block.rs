@@ -260,7 +260,7 @@ mod tests {
         let mut block = source.clone();
         let dense = |block: &Block| -> Vec<Option<Vec<f32>>> {
             let weights = block.linears.iter().flatten().map(|l| match &l.weight {
-                Weight::Dense(w) => Some(w.clone()),
+                Weight::Dense(w) => Some(w.to_vec()),
                 _ => None,
             });
             weights.collect()

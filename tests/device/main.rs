@@ -5,6 +5,7 @@
 
 #[path = "../support/host_gpu.rs"]
 mod host_gpu;
+mod layers;
 mod model;
 #[path = "../support/mod.rs"]
 mod support;
@@ -12,6 +13,7 @@ mod support;
 use littlebit::factorize::device::{RESERVE, admm_bytes};
 use littlebit::format::LittleBitFile;
 use serde_json::Value as Json;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
@@ -104,26 +106,106 @@ fn a_conversion_is_as_good_as_the_cpus() {
     assert!(e.contains("--device means nothing"), "{e}");
 }
 
-/// A calibrated model: polish and margins on the device, too.
+/// Text in the small model's tokens, more than a window of it.
+fn text(dir: &Path) -> PathBuf {
+    let path = dir.join("text.txt");
+    let words: Vec<&str> = (0..2500usize).map(|i| ["a", "b", "ab"][(i * i / 3 + i / 7) % 3]).collect();
+    std::fs::write(&path, words.join(" ")).unwrap();
+    path
+}
+
+/// What a calibrated conversion of the small model does beside writing text of its own.
+const CALIBRATED: [&str; 9] =
+    ["--block-passes", "1", "--tune-steps", "3", "--rank", "32", "--effort", "fast", "--json"];
+
+/// How often the model's functions were called, as it wrote to `file`.
+fn calls(file: &Path) -> HashMap<String, usize> {
+    let text = std::fs::read_to_string(file).unwrap();
+    let lines = text.lines().map(|l| l.split_once(' ').unwrap());
+    lines.map(|(name, n)| (name.to_owned(), n.parse().unwrap())).collect()
+}
+
+/// A calibrated model: polish, margins, moments and all products of both models on the device, too. As good as the CPU's, the same
+/// bytes on any number of threads.
 #[test]
 fn a_calibrated_conversion_is_as_good_as_the_cpus() {
     let dir = tempfile::tempdir().unwrap();
     let input = write_gguf(dir.path(), &SMOLLM);
+    let text = text(dir.path());
     let (cpu, gpu) = (dir.path().join("cpu.gguf"), dir.path().join("gpu.gguf"));
-    let how =
-        ["--generated-windows", "4", "--block-passes", "1", "--tune-steps", "0", "--rank", "32", "--json"];
-    let (a, _) = report(&ok(&[&[s(&input), s(&cpu)][..], &how].concat()));
-    let [stdout, _] = expect(0, &[&[s(&input), s(&gpu), "--device", "auto"][..], &how].concat(), &[]);
-    let (b, notes) = report(&stdout);
-    assert!(notes.len() == 1 && b["device"] == "cuda: host model", "{notes:?}");
+    let texts = ["--calibration", s(&text), "--generated-windows", "0", "--eval", s(&text), "--force"];
+    let args = |out| [&[s(&input), out][..], &texts, &CALIBRATED].concat();
+    let (a, _) = report(&ok(&args(s(&cpu))));
+    let count = dir.path().join("calls");
+    let mut bytes = Vec::new();
+    let mut b = Json::Null;
+    for threads in ["1", "3"] {
+        let args = [&args(s(&gpu))[..], &["--device", "auto", "-t", threads]].concat();
+        let [stdout, _] = expect(0, &args, &[("COUNT", s(&count))]);
+        let (report, notes) = report(&stdout);
+        assert!(notes.len() == 1 && report["device"] == "cuda: host model", "{notes:?}");
+        bytes.push(std::fs::read(&gpu).unwrap());
+        b = report;
+    }
+    assert!(bytes[0] == bytes[1], "threads change the result");
     eprintln!("equal signs: {:.5}, errors {} {}", agreement(&cpu, &gpu), a["mean_error"], b["mean_error"]);
-    let [x, y] = [a, b].map(|r| r["mean_error"].as_f64().unwrap());
-    assert!((x / y - 1.0).abs() < 0.03, "{x} on the CPU, {y} on the model");
-    // The polish is the device's, too.
-    let third = dir.path().join("third.gguf");
-    let args = [&[s(&input), s(&third), "--device", "cuda"][..], &how].concat();
-    let [_, e] = expect(1, &args, &[("REFUSE", "lbf_descend:6")]);
-    assert!(e.contains("matrix 'blk.0.") && e.contains("lbf_descend"), "{e}");
+    let figure = |r: &Json, path: &str| r.pointer(path).and_then(Json::as_f64).unwrap();
+    // The source is the same model on both. The results differ as their signs do: what one layer has left wrong the next ones make up
+    // for, so a sign that rounding decides moves all targets after it, and only what the whole model does is the same.
+    let near = [
+        ("/evaluations/0/source_perplexity/value", 1e-5),
+        ("/evaluations/0/perplexity/value", 0.01),
+        ("/evaluations/0/kld/value", 0.2),
+    ];
+    let figures = near.map(|(path, _)| [&a, &b].map(|r| figure(r, path)));
+    let told: Vec<String> =
+        near.iter().zip(figures).map(|((path, _), [x, y])| format!("{path}: {x} on the CPU, {y}")).collect();
+    eprintln!("{}", told.join("\n"));
+    for (told, ((_, tolerance), [x, y])) in told.iter().zip(near.iter().zip(figures)) {
+        assert!((x / y - 1.0).abs() < *tolerance, "{told}");
+    }
+    // Nothing of the decoder was left to the CPU: each of its 14 layers went back and forth on the device once for every window of
+    // block tuning (two a step), once for both windows of every step of distillation; four more paths are the check's.
+    let calls = calls(&count);
+    let windows = figure(&b, "/evaluations/0/windows") as usize;
+    assert_eq!(calls["lbf_gather"], 14 * (windows.next_multiple_of(2) + 2 * 3) + 4, "{windows}: {calls:?}");
+    // The source's layers in two bytes, once for every window; U and V^T in every forward and backward pass.
+    assert!(calls["lbf_widen"] > 14 * windows, "{calls:?}");
+    let signs = calls["lbf_sign_pairs"] + calls["lbf_sign_tile"];
+    assert!(signs > 2 * 2 * calls["lbf_gather"], "{calls:?}");
+}
+
+/// A GPU that fails while it multiplies for the decoder: one line that names the layer, and the same command goes on to the same
+/// bytes; with `auto` the CPU goes on alone.
+#[test]
+fn a_device_that_fails_in_calibration_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = write_gguf(dir.path(), &SMOLLM);
+    let [whole, out, alone] = ["whole", "out", "alone"].map(|f| dir.path().join(f));
+    let texts = ["--generated-windows", "4"];
+    let args = |out, device| [&[s(&input), out, "--device", device][..], &texts, &CALIBRATED].concat();
+    let count = dir.path().join("calls");
+    expect(0, &args(s(&whole), "cuda"), &[("COUNT", s(&count))]);
+    let calls = calls(&count);
+    // In the text of the source, in the polish, in the tuning of a block, in the last step of the distillation.
+    let last = format!("lbf_gather:{}", calls["lbf_gather"] - 1);
+    for (refused, kept) in
+        [("lbf_widen:3", false), ("lbf_descend:6", true), ("lbf_gather:20", true), (last.as_str(), true)]
+    {
+        let [stdout, e] = expect(1, &args(s(&out), "cuda"), &[("REFUSE", refused)]);
+        let function = refused.split(':').next().unwrap();
+        assert!(
+            e.contains("matrix 'blk.") && e.contains(function) && e.contains("on cuda: host model"),
+            "{e}"
+        );
+        assert_eq!(stdout.contains("finished work is kept"), kept, "{refused}: {stdout}");
+        assert!(!out.exists());
+    }
+    expect(0, &args(s(&out), "cuda"), &[]);
+    assert!(std::fs::read(&out).unwrap() == std::fs::read(&whole).unwrap(), "resumed to other bytes");
+    let [stdout, _] = expect(0, &args(s(&alone), "auto"), &[("REFUSE", "lbf_gather:20")]);
+    let (_, notes) = report(&stdout);
+    assert_eq!(notes.iter().filter(|n| n.contains("the CPU goes on from 'blk.")).count(), 1, "{notes:?}");
 }
 
 /// Matrices that do not fit are the CPU's, the others the GPU's; a line says which.

@@ -10,13 +10,13 @@ use std::ptr::null;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// The model's library and the right to use it: its state is that of the process.
-struct Model {
+pub struct Model {
     library: &'static libloading::Library,
     _turn: MutexGuard<'static, ()>,
 }
 
 impl Model {
-    fn new() -> Self {
+    pub fn new() -> Self {
         static LIBRARIES: OnceLock<[libloading::Library; 2]> = OnceLock::new();
         static TURN: Mutex<()> = Mutex::new(());
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -38,25 +38,25 @@ impl Model {
         *unsafe { self.library.get::<T>(name.as_bytes()) }.unwrap()
     }
 
-    fn order(&self, order: i32) {
+    pub fn order(&self, order: i32) {
         let f: unsafe extern "C" fn(c_int) = self.get("lbm_order");
         // SAFETY: a number.
         unsafe { f(order) }
     }
 
-    fn memory(&self, bytes: usize) {
+    pub fn memory(&self, bytes: usize) {
         let f: unsafe extern "C" fn(usize) = self.get("lbm_memory");
         // SAFETY: a number.
         unsafe { f(bytes) }
     }
 
-    fn peak(&self) -> u64 {
+    pub fn peak(&self) -> u64 {
         let f: unsafe extern "C" fn() -> usize = self.get("lbm_peak");
         // SAFETY: no arguments.
         unsafe { f() as u64 }
     }
 
-    fn fault(&self, name: Option<&str>) {
+    pub fn fault(&self, name: Option<&str>) {
         let f: unsafe extern "C" fn(*const c_char) = self.get("lbm_fault");
         let name = name.map(|n| CString::new(n).unwrap());
         // SAFETY: a C string, which is copied, or NULL.
@@ -65,7 +65,7 @@ impl Model {
 }
 
 /// The model as a device that has passed the check.
-fn device() -> Device {
+pub fn device() -> Device {
     let device = Device::open(Choice::Cuda).unwrap();
     assert_eq!((device.kind(), device.take_notes().len()), (Choice::Cuda, 1));
     device
@@ -109,7 +109,7 @@ fn a_device_that_computes_wrongly_is_found_out() {
 }
 
 /// `n` numbers in [-1, 1).
-fn uniform(n: usize, mut x: u64) -> Vec<f32> {
+pub fn uniform(n: usize, mut x: u64) -> Vec<f32> {
     let mut next = || {
         x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (x >> 40) as f32 / (1u64 << 23) as f32 - 1.0

@@ -3,7 +3,8 @@
 //
 // Environment: LITTLEBIT_HOST_MODEL_MEMORY bytes of the device (default 1 GiB), LITTLEBIT_HOST_MODEL_FAULT=NAME a kernel or function
 // whose first value is wrong, LITTLEBIT_HOST_MODEL_REFUSE=NAME one that returns an error,
-// =NAME:N from its Nth call on; LITTLEBIT_HOST_MODEL_OLD a device of capability 7.0.
+// =NAME:N from its Nth call on; LITTLEBIT_HOST_MODEL_OLD a device of capability 7.0; LITTLEBIT_HOST_MODEL_COUNT=FILE where to write at
+// the end how often each kernel and function was called.
 
 #define LBK_EMULATE
 #include "libcuda.h"
@@ -54,6 +55,11 @@ constexpr kernel KERNELS[] = {
     { "lbf_row_dots", false, true, lbf_row_dots, nullptr },
     { "lbf_column_dots", true, true, lbf_column_dots, nullptr },
     { "lbf_descend", false, true, lbf_descend, nullptr },
+    { "lbf_gather", true, true, lbf_gather, nullptr },
+    { "lbf_scatter", true, true, lbf_scatter, nullptr },
+    { "lbf_widen", true, true, lbf_widen, nullptr },
+    { "lbf_sign_pairs", true, true, lbf_sign_pairs, nullptr },
+    { "lbf_sign_tile", true, true, lbf_sign_tile, nullptr },
     { "lbk_quantize", false, false, nullptr, lbk_quantize },
     { "lbk_fused", false, false, nullptr, lbk_fused },
     { "lbk_small4", false, false, nullptr, lbk_small4 },
@@ -74,6 +80,29 @@ size_t allocated, peak, memory;
 int thread_order = -1;
 std::string fault;
 thread_local bool has_context;
+
+// How often each kernel and function was called.
+struct counter {
+    std::mutex turn;
+    std::map<std::string, size_t> calls;
+    const char * file = getenv("LITTLEBIT_HOST_MODEL_COUNT");
+
+    void count(const char * name) {
+        if (file) {
+            std::lock_guard<std::mutex> guard(turn);
+            ++calls[name];
+        }
+    }
+    ~counter() {
+        FILE * out = file ? fopen(file, "w") : nullptr;
+        if (out) {
+            for (const auto & [name, n] : calls) {
+                fprintf(out, "%s %zu\n", name.c_str(), n);
+            }
+            fclose(out);
+        }
+    }
+} counted;
 
 bool is(const char * variable, const char * name) {
     const char * value = getenv(variable);
@@ -165,6 +194,7 @@ LBM_API void * lbm_host(uint64_t device, size_t size) {
 LBM_API bool lbm_faulty(const char * name) { return fault == name || is("LITTLEBIT_HOST_MODEL_FAULT", name); }
 LBM_API bool lbm_refused(const char * name) {
     static unsigned long calls;
+    counted.count(name);
     const char * value = getenv("LITTLEBIT_HOST_MODEL_REFUSE");
     const size_t n = strlen(name);
     if (!value || strncmp(value, name, n) != 0) {

@@ -16,7 +16,7 @@ extern "C" {
 void * lbm_host(uint64_t device, size_t size);
 // whether `name` (of a kernel or function) is the one that LITTLEBIT_HOST_MODEL_FAULT or lbm_fault makes compute wrongly
 bool lbm_faulty(const char * name);
-// whether it is the one that LITTLEBIT_HOST_MODEL_REFUSE makes fail
+// called at every call of `name`: whether it is the one that LITTLEBIT_HOST_MODEL_REFUSE makes fail
 bool lbm_refused(const char * name);
 
 // For tests: the order of threads (machine.h; -1 runs kernels without barriers as plain loops, the default), the largest number of

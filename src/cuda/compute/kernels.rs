@@ -29,11 +29,16 @@ pub enum Kernel {
     RowDots,
     ColumnDots,
     Descend,
+    Gather,
+    Scatter,
+    Widen,
+    SignPairs,
+    SignTile,
 }
 
 impl Kernel {
     /// Names in the module, in the order of the numbers.
-    pub const NAMES: [&str; 17] = [
+    pub const NAMES: [&str; 22] = [
         "lbf_unit_rows",
         "lbf_pull",
         "lbf_dual",
@@ -51,6 +56,11 @@ impl Kernel {
         "lbf_row_dots",
         "lbf_column_dots",
         "lbf_descend",
+        "lbf_gather",
+        "lbf_scatter",
+        "lbf_widen",
+        "lbf_sign_pairs",
+        "lbf_sign_tile",
     ];
 
     /// Threads of a block and bytes of its shared memory.

@@ -14,7 +14,8 @@ mod memory;
 
 pub use blas::{Matrix, Op};
 pub use kernels::{Args, CHUNK, DIAGONAL, Kernel, THREADS};
-pub use memory::Buffer;
+use memory::Idle;
+pub use memory::{Buffer, Kept};
 
 use super::Failure;
 use super::driver::{self, Image, check_capability, checked};
@@ -23,7 +24,7 @@ use cudarc::driver::sys;
 use std::ffi::CStr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::null_mut;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 static IMAGE: &Image<[u8]> = &Image(*include_bytes!(concat!(env!("OUT_DIR"), "/factorize.fatbin")));
 
@@ -67,6 +68,7 @@ pub struct Gpu {
     module: sys::CUmodule,
     functions: [sys::CUfunction; Kernel::NAMES.len()],
     blas: blas_sys::cublasHandle_t,
+    idle: Arc<Idle>,
     turn: Mutex<()>,
 }
 
@@ -145,6 +147,7 @@ impl Gpu {
             module: null_mut(),
             functions: [null_mut(); Kernel::NAMES.len()],
             blas: null_mut(),
+            idle: Arc::default(),
             turn: Mutex::new(()),
         };
         gpu.make_current()?;
@@ -184,6 +187,7 @@ impl Drop for Gpu {
         // SAFETY: made once, given back once, on a thread that has the context; what was not made is null.
         unsafe {
             if sys::cuCtxSetCurrent(self.context) == sys::CUresult::CUDA_SUCCESS {
+                self.idle.free();
                 if !self.blas.is_null() {
                     blas_sys::cublasDestroy_v2(self.blas);
                 }

@@ -5,10 +5,15 @@
 #[cfg(target_arch = "x86_64")]
 mod int16;
 
+use super::device::Place;
+#[cfg(feature = "cuda")]
+use super::device::Rounded;
 use super::product;
 #[cfg(target_arch = "x86_64")]
 use super::signs::bf16;
 use rayon::prelude::*;
+#[cfg(feature = "cuda")]
+use std::sync::Arc;
 
 /// Rows of B that are computed together in bfloat16.
 #[cfg(target_arch = "x86_64")]
@@ -48,6 +53,9 @@ pub struct Coarse {
     n: usize,
     k: usize,
     content: Content,
+    /// On a device, too.
+    #[cfg(feature = "cuda")]
+    rounded: Option<Arc<Rounded>>,
 }
 
 #[derive(Clone, Debug)]
@@ -67,6 +75,28 @@ impl Coarse {
         Self::in_way(Way::best(), n, k, f)
     }
 
+    /// The same, in the memory of the place's device as well if there is room. `name` is for messages.
+    pub fn on(
+        place: &Place,
+        name: &str,
+        n: usize,
+        k: usize,
+        f: impl Fn(usize, usize) -> f32 + Sync + Copy,
+    ) -> Self {
+        let coarse = Self::from_fn(n, k, f);
+        #[cfg(feature = "cuda")]
+        let coarse = Self { rounded: Rounded::new(place, name, [n, k], f).map(Arc::new), ..coarse };
+        #[cfg(not(feature = "cuda"))]
+        debug_assert!(place.device().is_none(), "{name}");
+        coarse
+    }
+
+    /// On the device, if it is there.
+    #[cfg(feature = "cuda")]
+    pub(super) fn rounded(&self) -> Option<&Rounded> {
+        self.rounded.as_deref()
+    }
+
     fn in_way(way: Way, n: usize, k: usize, f: impl Fn(usize, usize) -> f32 + Sync) -> Self {
         let content = match way {
             #[cfg(target_arch = "x86_64")]
@@ -81,12 +111,22 @@ impl Coarse {
                 Content::Full(full)
             }
         };
-        Self { n, k, content }
+        Self {
+            n,
+            k,
+            content,
+            #[cfg(feature = "cuda")]
+            rounded: None,
+        }
     }
 
     /// `x B^T` for rows of `x` (`rows x k`): `rows x n`. The same bits for any number of threads.
     pub fn product(&self, x: &[f32]) -> Vec<f32> {
         assert_eq!(x.len() % self.k, 0);
+        #[cfg(feature = "cuda")]
+        if let Some(y) = self.rounded().and_then(|r| r.product(x)) {
+            return y;
+        }
         let zeros = || vec![0f32; x.len() / self.k * self.n];
         match &self.content {
             Content::Full(b) => {

@@ -59,6 +59,38 @@ enum Bits {
     Tile(SignMatrix),
 }
 
+/// Where the bits of signs lie.
+#[cfg(feature = "cuda")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// 64 bits for every 32 rows and two columns.
+    Pairs,
+    /// As in a file.
+    Tile,
+}
+
+#[cfg(feature = "cuda")]
+impl Signs {
+    /// Rows and columns, layout, and the bits.
+    pub fn words(&self) -> ([usize; 2], Layout, &[u32]) {
+        let shape = [self.n, self.k];
+        match &self.bits {
+            #[cfg(target_arch = "x86_64")]
+            Bits::Pairs(words) => (shape, Layout::Pairs, bytemuck::cast_slice(words)),
+            Bits::Tile(tile) => (shape, Layout::Tile, bytemuck::cast_slice(tile.as_bytes())),
+        }
+    }
+
+    /// The same signs in the layout of other processors, if there is one here.
+    pub fn in_other_layout(&self) -> Self {
+        match &self.bits {
+            #[cfg(target_arch = "x86_64")]
+            Bits::Tile(_) => Self::pairs(self.n, self.k, |i, j| self.is_plus(i, j)),
+            _ => Self::tile(self.n, self.k, |i, j| self.is_plus(i, j)),
+        }
+    }
+}
+
 impl Signs {
     /// Signs of `f(row, column)`: `true` is +1.
     pub fn from_fn(n: usize, k: usize, f: impl Fn(usize, usize) -> bool + Sync) -> Self {

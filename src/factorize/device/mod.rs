@@ -1,4 +1,4 @@
-//! Where LB-ADMM and the polish run: on the CPU, or on a GPU that was seen to compute the same.
+//! Where LB-ADMM, the polish and the decoder's products run: on the CPU, or on a GPU that was seen to compute the same.
 //!
 //! A matrix that does not fit into the free memory of the GPU is left to the CPU. Sums are formed in another order there, so
 //! results differ from the CPU's as they differ between kinds of processors.
@@ -8,7 +8,7 @@ mod account;
 #[cfg(feature = "cuda")]
 mod admm;
 #[cfg(feature = "cuda")]
-pub(super) mod check;
+pub(crate) mod check;
 #[cfg(feature = "cuda")]
 mod polish;
 
@@ -25,7 +25,9 @@ use std::sync::{Mutex, PoisonError};
 use {
     super::algebra::Computed,
     crate::cuda::Failure,
-    crate::cuda::compute::{Gpu, Matrix, Op, Session},
+    crate::cuda::compute::{Gpu, Kept, Matrix, Op, Session},
+    crate::decoder::device::check as layers,
+    std::sync::OnceLock,
     std::sync::atomic::{AtomicBool, Ordering},
     std::time::{Duration, Instant},
 };
@@ -64,7 +66,11 @@ impl FromStr for Choice {
     }
 }
 
-/// What factorizes.
+/// Share of the device's memory that weights which stay there leave for everything else.
+#[cfg(feature = "cuda")]
+const WORK_SHARE: u64 = 4;
+
+/// What factorizes, and forms the products of a decoder that is placed on it.
 #[derive(Debug, Default)]
 pub struct Device {
     #[cfg(feature = "cuda")]
@@ -74,6 +80,9 @@ pub struct Device {
     lenient: bool,
     #[cfg(feature = "cuda")]
     failed: AtomicBool,
+    /// How the GPU failed where nobody could be told at once.
+    #[cfg(feature = "cuda")]
+    broken: OnceLock<String>,
     #[cfg(feature = "cuda")]
     busy: Mutex<Duration>,
     notes: Mutex<Notes>,
@@ -128,12 +137,17 @@ impl Device {
         };
         let gpu = Gpu::open().map_err(failed)?;
         let session = gpu.session().map_err(failed)?;
-        if let Some(what) = check::first_disagreement(&session).map_err(failed)? {
+        let mut what = check::first_disagreement(&session).map_err(failed)?;
+        if what.is_none() {
+            what = layers::disagreement(&session, layers::CHECKED, 0).map_err(failed)?;
+        }
+        if let Some(what) = what {
             return Err(Error::Device(format!(
                 "{} computes something else than the CPU ({what}), so it is not used",
                 gpu.name()
             )));
         }
+        session.free_idle();
         let free = session.free().map_err(failed)?;
         drop(session);
         let device = Self { gpu: Some(gpu), lenient, ..Self::default() };
@@ -169,6 +183,19 @@ impl Device {
         std::mem::take(&mut self.notes().waiting)
     }
 
+    /// Whether the GPU has failed in work that had no way to say so, and the CPU has done what came after. To be asked before
+    /// results are kept.
+    ///
+    /// # Errors
+    /// [`Error::Device`] with the failure, unless the CPU may go on alone.
+    pub fn check(&self) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if let Some(what) = self.broken.get() {
+            return Err(Error::Device(what.clone()));
+        }
+        Ok(())
+    }
+
     #[cfg(feature = "cuda")]
     fn note(&self, about: &str, text: String) {
         let mut notes = self.notes();
@@ -187,6 +214,54 @@ impl Device {
         bytes: u64,
         work: impl FnOnce(&Session) -> Computed<T>,
     ) -> Result<Option<T>> {
+        self.attempt_one_of(name, name, bytes, work)
+    }
+
+    /// The same where the CPU takes over in any case: [`check`](Self::check) tells of a failure. That something does not fit is
+    /// noted once for all blocks.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn assist<T>(
+        &self,
+        name: &str,
+        bytes: u64,
+        work: impl FnOnce(&Session) -> Computed<T>,
+    ) -> Option<T> {
+        let of_any_block = name.strip_prefix("blk.").and_then(|n| n.split_once('.')).map_or(name, |n| n.1);
+        self.attempt_one_of(name, &format!("products of {of_any_block}"), bytes, work).unwrap_or_else(|e| {
+            self.failed.store(true, Ordering::Relaxed);
+            self.broken.get_or_init(|| match e {
+                Error::Device(what) => what,
+                other => other.to_string(),
+            });
+            None
+        })
+    }
+
+    /// Memory for the `n` numbers of a weight that stay on the GPU. `None` where they would leave less than a quarter of it
+    /// free, or the CPU has taken over.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn keep(&self, name: &str, n: usize) -> Option<Kept> {
+        let kept = self.assist(name, 0, |session| {
+            Ok(if has_room(session, n)? { Some(session.reuse(n)?) } else { None })
+        })?;
+        if kept.is_none() {
+            let text = format!(
+                "weights from '{name}' on stay with the CPU for now: they would take more than three quarters of the GPU's memory"
+            );
+            self.note("weights", text);
+        }
+        kept
+    }
+
+    #[cfg(feature = "cuda")]
+    fn attempt_one_of<T>(
+        &self,
+        name: &str,
+        about: &str,
+        bytes: u64,
+        work: impl FnOnce(&Session) -> Computed<T>,
+    ) -> Result<Option<T>> {
+        self.check()?;
         let Some(gpu) = self.gpu.as_ref().filter(|_| !self.failed.load(Ordering::Relaxed)) else {
             return Ok(None);
         };
@@ -194,6 +269,10 @@ impl Device {
         let result = gpu.session().and_then(|session| {
             started = Instant::now();
             free = session.free()?;
+            if bytes > free.saturating_sub(RESERVE) {
+                session.free_idle();
+                free = session.free()?;
+            }
             if bytes > free.saturating_sub(RESERVE) { Err(Failure::Memory(bytes)) } else { work(&session) }
         });
         *self.busy.lock().unwrap_or_else(PoisonError::into_inner) += started.elapsed();
@@ -205,7 +284,7 @@ impl Device {
                     (bytes + RESERVE) >> 20,
                     free >> 20
                 );
-                self.note(name, text);
+                self.note(about, text);
                 Ok(None)
             }
             Err(e) if self.lenient => {
@@ -216,6 +295,13 @@ impl Device {
             Err(e) => Err(Error::Device(format!("matrix '{name}' on {}: {e}", self.name()))),
         }
     }
+}
+
+/// Whether a weight of `n` numbers may stay on the device.
+#[cfg(feature = "cuda")]
+pub(crate) fn has_room(session: &Session, n: usize) -> Computed<bool> {
+    let [room, total] = session.room()?;
+    Ok(room.saturating_sub(4 * n as u64) >= total / WORK_SHARE)
 }
 
 #[cfg(feature = "cuda")]
@@ -237,6 +323,18 @@ impl Device {
         seed: u64,
     ) -> std::result::Result<Option<String>, Failure> {
         check::disagreement(&self.session()?, steps, products, seed)
+    }
+
+    /// The same for the decoder's layers and the sums of moments, at these tokens, inputs, outputs and rank.
+    ///
+    /// # Errors
+    /// As [`Device::disagreement`].
+    pub fn layer_disagreement(
+        &self,
+        shape: [usize; 4],
+        seed: u64,
+    ) -> std::result::Result<Option<String>, Failure> {
+        layers::disagreement(&self.session()?, shape, seed)
     }
 
     /// Operations a second of a product of two `n x n` matrices, the fastest of five: what the GPU can reach.
