@@ -39,8 +39,8 @@ bool ggml_cuda_littlebit_supports(int device, const ggml_tensor * node) {
     }
     lb_part parts[LB_PARTS];
     lb_node_parts(node, parts);
-    int64_t width = 0;
-    for (uint32_t i = 0; i < n.members*n.paths; ++i) {
+    const uint32_t count = n.members*n.paths;
+    for (uint32_t i = 0; i < count; ++i) {
         const lb_part & p = parts[i];
         if (p.cols < 1 || p.cols > LB_MAX_COLS || p.rows < 1 || p.rows > INT32_MAX || !f16_rows(p.post, p.rows) ||
             (p.pre && !f16_rows(p.pre, p.cols)) || p.tile->type != GGML_TYPE_I8 || !ggml_is_contiguous(p.tile) ||
@@ -48,9 +48,8 @@ bool ggml_cuda_littlebit_supports(int device, const ggml_tensor * node) {
             p.tile->ne[3] <= p.path || (n.second && p.from + p.cols*ggml_nrows(x) > ggml_nelements(x))) {
             return false;
         }
-        width += p.add ? 0 : p.rows;
     }
-    return node->ne[0] == width;
+    return parts[count - 1].to + parts[count - 1].rows*ggml_nrows(node) == ggml_nelements(node);
 }
 
 bool ggml_cuda_littlebit(ggml_backend_cuda_context & ctx, ggml_tensor * node) {

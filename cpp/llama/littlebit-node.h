@@ -7,7 +7,8 @@
 // A slot is an input half; several members may name the same one. Sources, in this order: x (t in a second half), [ids], then
 // tile, post, pre of each slot (V, l, g) or tile, post of each member (U, h). dst has a row for each column of activations, or of a
 // token and its expert with ids, but its floats stand otherwise: one block [rows, columns] after the other, in the order of slots
-// and their paths, or of members.
+// and their paths, or of members. Slots and members begin at multiples of LB_NODE_ALIGN floats a column, so that their blocks are
+// aligned as tensors of their own would be.
 
 #pragma once
 
@@ -23,6 +24,7 @@ constexpr int LB_NODE_AT_FLAGS = GGML_MAX_OP_PARAMS/sizeof(int32_t) - 1;
 constexpr int LB_NODE_PATHS = 2;
 // Members and slots; with ids there is room for one less.
 constexpr int LB_NODE_MEMBERS = 3;
+constexpr int64_t LB_NODE_ALIGN = 32;
 static_assert(1 + 3*LB_NODE_MEMBERS <= GGML_MAX_SRC, "x and three factors a slot");
 
 struct lb_node {
@@ -67,9 +69,10 @@ static inline void lb_node_parts(const ggml_tensor * t, lb_part * parts) {
     const lb_node n = lb_node_get(t);
     const int64_t columns = ggml_nrows(t);
     int64_t rank[4] = {}; // of slots
-    int64_t to = 0;
+    int64_t width = 0;    // of dst, so far
     for (uint32_t m = 0; m < n.members; ++m) {
         ggml_tensor * const * src = t->src + lb_node_at(n) + m*lb_node_each(n);
+        width = GGML_PAD(width, LB_NODE_ALIGN);
         for (uint32_t p = 0; p < n.paths; ++p) {
             lb_part & part = parts[m*n.paths + p];
             part.tile = src[0];
@@ -79,19 +82,20 @@ static inline void lb_node_parts(const ggml_tensor * t, lb_part * parts) {
             part.rows = src[1]->ne[0];
             part.cols = n.second ? src[0]->ne[1]*8 : t->src[0]->ne[0]; // a rank fills its tile
             part.from = 0;
-            part.to   = to;
+            part.to   = width*columns;
             part.add  = n.second && p > 0;
-            to += n.second && p + 1 < n.paths ? 0 : part.rows*columns;
+            width += n.second && p + 1 < n.paths ? 0 : part.rows;
         }
         rank[lb_node_slot(n, m)] = parts[m*n.paths].cols;
     }
     for (uint32_t m = 0; n.second && m < n.members; ++m) {
+        int64_t at = 0;
+        for (uint32_t s = 0; s < lb_node_slot(n, m); ++s) {
+            at = GGML_PAD(at + n.paths*rank[s], LB_NODE_ALIGN);
+        }
         for (uint32_t p = 0; p < n.paths; ++p) {
             lb_part & part = parts[m*n.paths + p];
-            for (uint32_t s = 0; s < lb_node_slot(n, m); ++s) {
-                part.from += n.paths*rank[s]*columns;
-            }
-            part.from += p*part.cols*columns;
+            part.from = (at + p*part.cols)*columns;
         }
     }
 }

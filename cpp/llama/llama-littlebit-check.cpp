@@ -162,7 +162,7 @@ bool computes(ggml_backend_t backend, const shape & s) {
         return false;
     }
     const std::vector<float> t = values(first), y = values(second);
-    size_t at = 0, to = 0;
+    size_t at = 0, to = 0; // of a member's blocks; ranks are aligned
     for (size_t m = 0; m < s.members.size(); ++m) {
         const factors & v = halves[0][m], & u = halves[1][m];
         const size_t block = v.rows*s.n;
@@ -175,7 +175,7 @@ bool computes(ggml_backend_t backend, const shape & s) {
             return false;
         }
         at += s.paths*block;
-        to += u.rows*s.n;
+        to += GGML_PAD(u.rows, LB_NODE_ALIGN)*s.n;
     }
     return true;
 }

@@ -152,8 +152,8 @@ int64_t lb_node_add(ggml_tensor * t, ggml_tensor * tile, ggml_tensor * post, ggm
     node.slots |= slot << 2*node.members;
     node.members++;
     lb_node_set(t, node);
-    const int64_t before = t->ne[0];
-    t->ne[0] += post->ne[0]*(node.second ? 1 : node.paths);
+    const int64_t before = GGML_PAD(t->ne[0], LB_NODE_ALIGN);
+    t->ne[0] = before + post->ne[0]*(node.second ? 1 : node.paths);
     for (int i = 1; i < GGML_MAX_DIMS; ++i) {
         t->nb[i] = t->nb[i - 1]*t->ne[i - 1];
     }
