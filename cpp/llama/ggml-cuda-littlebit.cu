@@ -37,11 +37,11 @@ bool ggml_cuda_littlebit_supports(int device, const ggml_tensor * node) {
         ggml_nrows(x) > INT32_MAX || (n.second && !ggml_is_contiguous(x))) {
         return false;
     }
-    lb_part parts[LB_PARTS];
+    lb_node_part parts[LB_PARTS];
     lb_node_parts(node, parts);
     const uint32_t count = n.members*n.paths;
     for (uint32_t i = 0; i < count; ++i) {
-        const lb_part & p = parts[i];
+        const lb_node_part & p = parts[i];
         if (p.cols < 1 || p.cols > LB_MAX_COLS || p.rows < 1 || p.rows > INT32_MAX || !f16_rows(p.post, p.rows) ||
             (p.pre && !f16_rows(p.pre, p.cols)) || p.tile->type != GGML_TYPE_I8 || !ggml_is_contiguous(p.tile) ||
             p.tile->ne[0] != 32 || p.tile->ne[1] != GGML_PAD(p.cols, 16)/8 || p.tile->ne[2] != GGML_PAD(p.rows, 32)/32 ||
@@ -55,7 +55,7 @@ bool ggml_cuda_littlebit_supports(int device, const ggml_tensor * node) {
 bool ggml_cuda_littlebit(ggml_backend_cuda_context & ctx, ggml_tensor * node) {
     const lb_node n = lb_node_get(node);
     const ggml_tensor * x = node->src[0];
-    lb_part parts[LB_PARTS];
+    lb_node_part parts[LB_PARTS];
     lb_node_parts(node, parts);
     const uint32_t count = n.members*n.paths;
 
@@ -68,7 +68,7 @@ bool ggml_cuda_littlebit(ggml_backend_cuda_context & ctx, ggml_tensor * node) {
     }
     lbk_args stages[LB_PARTS] = {};
     for (uint32_t i = 0; i < count; ++i) {
-        const lb_part & p = parts[i];
+        const lb_node_part & p = parts[i];
         lbk_args & a = stages[i];
         a.tile = (const uint8_t *) p.tile->data + p.path*p.tile->nb[3];
         a.post = (const uint16_t *) ((const char *) p.post->data + p.path*p.post->nb[1]);

@@ -57,7 +57,7 @@ static inline int lb_node_at(lb_node n)   { return 1 + n.ids; }
 static inline int lb_node_each(lb_node n) { return n.second ? 2 : 3; }
 
 // One path of one member: a stage over blocks of floats in x and dst.
-struct lb_part {
+struct lb_node_part {
     const ggml_tensor * tile, * post, * pre; // pre: of a first half, else null
     int64_t path, rows, cols;
     int64_t from, to; // floats before its block in x (second half) and in dst
@@ -65,7 +65,7 @@ struct lb_part {
 };
 
 // Path p of member m at m*paths + p of `parts`, which has room for LB_NODE_MEMBERS*LB_NODE_PATHS. The sources are there.
-static inline void lb_node_parts(const ggml_tensor * t, lb_part * parts) {
+static inline void lb_node_parts(const ggml_tensor * t, lb_node_part * parts) {
     const lb_node n = lb_node_get(t);
     const int64_t columns = ggml_nrows(t);
     int64_t rank[4] = {}; // of slots
@@ -74,7 +74,7 @@ static inline void lb_node_parts(const ggml_tensor * t, lb_part * parts) {
         ggml_tensor * const * src = t->src + lb_node_at(n) + m*lb_node_each(n);
         width = GGML_PAD(width, LB_NODE_ALIGN);
         for (uint32_t p = 0; p < n.paths; ++p) {
-            lb_part & part = parts[m*n.paths + p];
+            lb_node_part & part = parts[m*n.paths + p];
             part.tile = src[0];
             part.post = src[1];
             part.pre  = n.second ? nullptr : src[2];
@@ -94,7 +94,7 @@ static inline void lb_node_parts(const ggml_tensor * t, lb_part * parts) {
             at = GGML_PAD(at + n.paths*rank[s], LB_NODE_ALIGN);
         }
         for (uint32_t p = 0; p < n.paths; ++p) {
-            lb_part & part = parts[m*n.paths + p];
+            lb_node_part & part = parts[m*n.paths + p];
             part.from = (at + p*part.cols)*columns;
         }
     }

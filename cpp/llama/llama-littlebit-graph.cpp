@@ -64,11 +64,11 @@ static void compute_half(ggml_tensor * dst, int ith, int nth, void *) {
     const lb_node node = lb_node_get(dst);
     const ggml_tensor * x = dst->src[0], * ids = node.ids ? dst->src[1] : nullptr;
     const uint32_t mode = node.f32 ? LB_MODE_F32 : LB_MODE_INT;
-    lb_part parts[LB_NODE_MEMBERS*LB_NODE_PATHS];
+    lb_node_part parts[LB_NODE_MEMBERS*LB_NODE_PATHS];
     lb_node_parts(dst, parts);
 
     for (uint32_t i = 0; i < node.members*node.paths; ++i) {
-        const lb_part & part = parts[i];
+        const lb_node_part & part = parts[i];
         // n columns from `column` of the part's block in dst
         auto run = [&](int64_t expert, const float * xp, size_t xs, int64_t n, int64_t column) {
             const int64_t slice = expert*node.paths + part.path;
