@@ -204,7 +204,7 @@ static bool may_join(const siblings & s, const ggml_context * ctx, const ggml_te
         place(s.second->src[lb_node_at(second)]) == place(w->src[1]);
 }
 
-// One path after the other inside the nodes; the result is a block of the second one.
+// The result is a block of the second node.
 static ggml_tensor * native(ggml_context * ctx, ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids) {
     ggml_tensor * V = w->src[0], * U = w->src[1], * g = w->src[2], * l = w->src[3], * h = w->src[4];
     lb_node node = {};
@@ -244,7 +244,7 @@ static ggml_tensor * native(ggml_context * ctx, ggml_tensor * w, ggml_tensor * x
 }
 
 bool lb_native_on(ggml_backend_dev_t dev, int64_t rows, int64_t cols) {
-    // Not every backend answers for itself: RPC says yes to everything, and would send a pointer to compute_stage.
+    // Not every backend answers for itself: RPC says yes to everything, and would send a pointer to compute_half.
     if (strcmp(ggml_backend_reg_name(ggml_backend_dev_backend_reg(dev)), "CUDA") != 0) {
         return false;
     }
