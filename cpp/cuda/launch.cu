@@ -24,7 +24,7 @@ cudaError_t lbk_run_group(const lbk_args * stage, uint32_t members, uint32_t cha
     if (count > LBK_STAGES) {
         return cudaErrorInvalidValue;
     }
-    lbk_args placed[LBK_STAGES];
+    lbk_args placed[LBK_STAGES] = {};
     for (uint32_t i = 0; i < count; ++i) {
         placed[i] = stage[i];
         lbk_place_work(placed[i], work);
