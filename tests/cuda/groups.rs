@@ -135,7 +135,8 @@ fn both_planners_join_alike() {
         let own = plan.as_deref().unwrap_or(&[]);
         assert_eq!(own, host.join(stages, *chain as u32), "{stages:?} in chains of {chain}");
         for k in 0..own.len() {
-            let (ours, theirs) = (cuda::group(stages, *chain, k), host.group(stages, *chain as u32, k as u32));
+            let (ours, theirs) =
+                (cuda::group(stages, *chain, k), host.group(stages, *chain as u32, k as u32));
             assert_eq!((ours.members, ours.chain, ours.end), (theirs.members, theirs.chain, theirs.end));
             let text = |g: &cuda::Group| format!("{:?}", &g.stages[..stages.len()]);
             assert_eq!(text(&ours), text(&theirs));
