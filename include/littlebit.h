@@ -50,6 +50,11 @@
 #define LB_MODE_F32 1
 
 /**
+ * Most calls of a group.
+ */
+#define LB_CUDA_GROUP_MAX 6
+
+/**
  * The kernels in a CUDA context.
  */
 typedef struct lb_cuda lb_cuda;
@@ -148,6 +153,48 @@ typedef struct lb_stage {
      */
     const uint16_t *post;
 } lb_stage;
+
+/**
+ * One stage of a group: y = add + post * (S (pre * x)). All pointers are the device's, those in stage too.
+ */
+typedef struct lb_cuda_call {
+    /**
+     * sizeof(lb_cuda_call), set by the caller.
+     */
+    uint32_t struct_size;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved;
+    /**
+     * The stage; its struct_size is set, too.
+     */
+    struct lb_stage stage;
+    /**
+     * Activations.
+     */
+    const float *x;
+    /**
+     * Floats from a column of x to the next.
+     */
+    size_t x_stride;
+    /**
+     * Addend, or NULL.
+     */
+    const float *add;
+    /**
+     * Floats from a column of add to the next.
+     */
+    size_t add_stride;
+    /**
+     * Results.
+     */
+    float *y;
+    /**
+     * Floats from a column of y to the next.
+     */
+    size_t y_stride;
+} lb_cuda_call;
 
 /**
  * Success.
@@ -392,6 +439,33 @@ lb_status lb_cuda_stage_run(const struct lb_cuda *cuda,
                             size_t add_stride,
                             float *y,
                             size_t y_stride,
+                            void *work,
+                            size_t work_size,
+                            void *stream);
+
+/**
+ * Bytes of device memory that lb_cuda_group_run needs for count calls of n columns. Only the sizes in their stages
+ * are looked at. Needs no CUDA.
+ * Errors: LB_ERROR_INVALID_ARGUMENT for more than LB_CUDA_GROUP_MAX calls.
+ */
+lb_status lb_cuda_group_work_size(const struct lb_cuda_call *calls,
+                                  size_t count,
+                                  size_t n,
+                                  size_t *out);
+
+/**
+ * Does count calls of n columns as lb_cuda_stage_run would one after the other, with the same bits, but in as few
+ * launches as can be: the first halves of the matrices that multiply one input, such as q, k and v, and then their
+ * second halves. Calls may have different rows and columns; they share launches if the kernels would cut all of them
+ * the same way, which those of one n and of at most 8192 columns do.
+ * A call whose add is its y and the y of the call before it, with the same stride and rows, is a further path of that one
+ * and follows it. Beside that, no call reads or writes what another one writes; calls may share x.
+ * Errors: as lb_cuda_stage_run; LB_ERROR_INVALID_ARGUMENT for more than LB_CUDA_GROUP_MAX calls.
+ */
+lb_status lb_cuda_group_run(const struct lb_cuda *cuda,
+                            const struct lb_cuda_call *calls,
+                            size_t count,
+                            size_t n,
                             void *work,
                             size_t work_size,
                             void *stream);

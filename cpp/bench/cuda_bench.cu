@@ -1,8 +1,8 @@
 // The CUDA kernels on a real GPU: bits against the CPU oracle (liblittlebit's scalar kernel), time against cuBLAS F16.
 // Needs neither network nor Rust nor an installed CUDA; cuBLAS is opened at run time and left out where it is missing.
 //
-//   cuda-bench check             exit 1 if a bit differs, launched by launch.cu and by lb_cuda_stage_run
-//   cuda-bench speed [SECONDS]   a table of layers; time per line, default 0.5
+//   cuda-bench check             exit 1 if a bit differs, launched by launch.cu and by lb_cuda_stage_run, alone and in groups
+//   cuda-bench speed [SECONDS]   a table of layers, and one of grouped against separate launches; time per line, default 0.5
 //
 // scripts/bench-cuda builds and runs it.
 
@@ -134,6 +134,88 @@ static bool check_stage(lb_cuda * cuda, uint32_t rows, uint32_t cols, uint32_t n
     return all;
 }
 
+// The halves of `members` matrices together, by launch.cu and by lb_cuda_group_run, against the same stages one by one, which
+// check_stage compares with the CPU.
+static bool check_group(lb_cuda * cuda, const std::vector<std::pair<uint32_t, uint32_t>> & members, uint32_t paths, uint32_t n) {
+    std::vector<device<uint8_t>> tiles;
+    std::vector<device<uint16_t>> scales;
+    std::vector<device<float>> floats;
+    std::vector<lbk_args> stages;
+    std::vector<float *> results; // of members
+    for (auto [rows, cols] : members) {
+        const auto zeros = std::vector<float>((size_t) rows*n, 0.0f);
+        results.push_back(floats.emplace_back(zeros).p);
+        for (uint32_t p = 0; p < paths; ++p) {
+            lbk_args a = {};
+            a.tile = tiles.emplace_back(filled<uint8_t>(tile_bytes(rows, cols), [] { return (uint8_t) random_bits(); })).p;
+            a.pre  = scales.emplace_back(filled<uint16_t>(cols, [] { return random_half(0); })).p;
+            a.post = scales.emplace_back(filled<uint16_t>(rows, [] { return random_half(3); })).p;
+            a.x    = floats.emplace_back(filled<float>((size_t) cols*n, random_float)).p;
+            a.y    = results.back();
+            a.add  = p > 0 ? a.y : nullptr;
+            a.rows = rows; a.cols = cols; a.n = n;
+            a.x_stride = cols;
+            a.y_stride = a.add_stride = rows;
+            stages.push_back(a);
+        }
+    }
+    const device<uint8_t> work(lbk_group_work_bytes(stages.data(), (uint32_t) stages.size()) + 16);
+    auto read = [&] {
+        CHECK(cudaDeviceSynchronize());
+        std::vector<std::vector<float>> all;
+        for (size_t m = 0; m < members.size(); ++m) {
+            std::vector<float> y((size_t) members[m].first*n);
+            CHECK(cudaMemcpy(y.data(), results[m], y.size()*sizeof(float), cudaMemcpyDeviceToHost));
+            CHECK(cudaMemset(results[m], 0xff, y.size()*sizeof(float)));
+            all.push_back(y);
+        }
+        return all;
+    };
+    for (const lbk_args & a : stages) {
+        CHECK(lbk_run(a, work.p, nullptr));
+    }
+    const auto want = read();
+    CHECK(lbk_run_group(stages.data(), (uint32_t) members.size(), paths, work.p, nullptr));
+    const auto grouped = read();
+    std::vector<lb_cuda_call> calls;
+    for (const lbk_args & a : stages) {
+        lb_cuda_call c = {};
+        c.struct_size = sizeof(c);
+        c.stage.struct_size = sizeof(c.stage);
+        c.stage.rows = a.rows;
+        c.stage.cols = a.cols;
+        c.stage.tile = a.tile;
+        c.stage.tile_size = tile_bytes(a.rows, a.cols);
+        c.stage.pre  = a.pre;
+        c.stage.post = a.post;
+        c.x = a.x;     c.x_stride = a.x_stride;
+        c.add = a.add; c.add_stride = a.add_stride;
+        c.y = a.y;     c.y_stride = a.y_stride;
+        calls.push_back(c);
+    }
+    size_t size = 0;
+    if (lb_cuda_group_work_size(calls.data(), calls.size(), n, &size) != LB_OK ||
+        lb_cuda_group_run(cuda, calls.data(), calls.size(), n, work.p, size, nullptr) != LB_OK) {
+        fprintf(stderr, "lb_cuda_group_run: %s\n", lb_last_error_message());
+        exit(2);
+    }
+    const auto by_abi = read();
+    auto same = [&](const std::vector<std::vector<float>> & got) {
+        for (size_t m = 0; m < want.size(); ++m) {
+            if (memcmp(got[m].data(), want[m].data(), want[m].size()*sizeof(float)) != 0) {
+                return false;
+            }
+        }
+        return true;
+    };
+    const bool good = same(grouped) && same(by_abi);
+    if (!good) {
+        printf("DIFFERS: a group of %zu, %u paths, n = %u, launch.cu %d, C ABI %d\n", members.size(), paths, n,
+                !same(grouped), !same(by_abi));
+    }
+    return good;
+}
+
 static int check_all() {
     if (lb_kernel_force("scalar") != LB_OK) {
         return 2;
@@ -153,9 +235,19 @@ static int check_all() {
             ++stages;
         }
     }
+    int groups = 0, bad_groups = 0;
+    for (uint32_t n : { 1, 2, 5, 8, 17, 40 }) {
+        for (uint32_t paths : { 1, 2 }) {
+            bad_groups += !check_group(cuda, { { 576, 160 }, { 192, 64 }, { 33, 32 } }, paths, n);
+            bad_groups += !check_group(cuda, { { 1536, 320 }, { 1500, 96 } }, paths, n);
+            bad_groups += !check_group(cuda, { { 320, 11008 }, { 64, 9000 } }, paths, n);
+            groups += 3;
+        }
+    }
     lb_cuda_free(cuda);
     printf("%d stages, %d differ from the scalar kernel of the CPU\n", stages, bad);
-    return bad ? 1 : 0;
+    printf("%d groups, %d differ from their stages one by one\n", groups, bad_groups);
+    return bad || bad_groups ? 1 : 0;
 }
 
 //
@@ -302,6 +394,84 @@ static void speed_of(cublas * blas, cudaStream_t stream, uint32_t d_out, uint32_
     CHECK(cudaGraphExecDestroy(ours));
 }
 
+// What a block multiplies by one input.
+struct block_input {
+    const char * name;
+    uint32_t d_in;
+    std::vector<uint32_t> d_out;
+};
+
+// Both halves of the matrices that share an input, decoded: as single stages, and as two groups.
+static void speed_of_group(cudaStream_t stream, const block_input & b, double bpw, uint32_t paths, uint32_t n, double seconds) {
+    const uint32_t members = (uint32_t) b.d_out.size();
+    std::vector<uint32_t> ranks;
+    size_t copy = 0; // bytes of a layer's signs
+    for (uint32_t d_out : b.d_out) {
+        const double exact = bpw/paths*d_out*b.d_in/((double) d_out + b.d_in + 16);
+        ranks.push_back(std::max(32u, (uint32_t) (exact/32)*32));
+        copy += paths*(tile_bytes(ranks.back(), b.d_in) + tile_bytes(d_out, ranks.back()));
+    }
+    const int layers = (int) std::min<size_t>(std::max<size_t>((256 << 20)/copy, 2), 64);
+    const device<uint8_t> signs(filled<uint8_t>(copy*layers, [] { return (uint8_t) random_bits(); }));
+    const device<float> x(filled<float>((size_t) b.d_in*n, random_float));
+    std::vector<device<uint16_t>> scales;
+    std::vector<device<float>> results;
+    std::vector<std::vector<lbk_args>> first(layers), second(layers);
+    size_t at = 0;
+    for (uint32_t m = 0; m < members; ++m) {
+        const uint32_t d_out = b.d_out[m], rank = ranks[m];
+        const auto scale = [&](size_t k) { return scales.emplace_back(filled<uint16_t>(k, [] { return random_half(2); })).p; };
+        const uint16_t * g = scale(b.d_in), * l = scale(rank), * h = scale(d_out);
+        float * y = results.emplace_back((size_t) d_out*n).p;
+        for (uint32_t p = 0; p < paths; ++p) {
+            float * t = results.emplace_back((size_t) rank*n).p;
+            for (int i = 0; i < layers; ++i) {
+                lbk_args a = {};
+                a.n = n;
+                a.x = x.p; a.pre = g; a.tile = signs.p + at; a.post = l; a.y = t;
+                a.rows = rank; a.cols = b.d_in; a.x_stride = b.d_in; a.y_stride = rank;
+                at += tile_bytes(rank, b.d_in);
+                first[i].push_back(a);
+                a.x = t; a.pre = nullptr; a.tile = signs.p + at; a.post = h; a.y = y; a.add = p > 0 ? y : nullptr;
+                a.rows = d_out; a.cols = rank; a.x_stride = rank; a.y_stride = a.add_stride = d_out;
+                at += tile_bytes(d_out, rank);
+                second[i].push_back(a);
+            }
+        }
+    }
+    const uint32_t count = members*paths;
+    const device<uint8_t> work(std::max(lbk_group_work_bytes(first[0].data(), count), lbk_group_work_bytes(second[0].data(), count)) + 16);
+    const cudaGraphExec_t separate = captured(stream, [&] {
+        for (int i = 0; i < layers; ++i) {
+            for (uint32_t s = 0; s < count; ++s) { // as nodes of their own: first half, second half, next path
+                CHECK(lbk_run(first[i][s], work.p, stream));
+                CHECK(lbk_run(second[i][s], work.p, stream));
+            }
+        }
+    });
+    const cudaGraphExec_t grouped = captured(stream, [&] {
+        for (int i = 0; i < layers; ++i) {
+            CHECK(lbk_run_group(first[i].data(), count, 1, work.p, stream));
+            CHECK(lbk_run_group(second[i].data(), members, paths, work.p, stream));
+        }
+    });
+    std::vector<double> apart, together;
+    double spent = 0;
+    for (int round = 0; round < 3 || spent < seconds*1e6; ++round) { // interleaved
+        const double a = replay(separate, stream), t = replay(grouped, stream);
+        spent += a + t;
+        if (round > 1) {
+            apart.push_back(a/layers);
+            together.push_back(t/layers);
+        }
+    }
+    printf("| %s | %.2f | %u | %u | %.2f | %.2f | %.2f |\n", b.name, bpw, paths, n, median(apart), median(together),
+            median(apart)/median(together));
+    fflush(stdout);
+    CHECK(cudaGraphExecDestroy(separate));
+    CHECK(cudaGraphExecDestroy(grouped));
+}
+
 static int speed(double seconds) {
     cudaStream_t stream;
     CHECK(cudaStreamCreate(&stream));
@@ -318,6 +488,27 @@ static int speed(double seconds) {
         for (double bpw : { 0.1, 0.3, 0.55, 1.0 }) {
             for (uint32_t n : { 1, 8, 64, 512 }) {
                 speed_of(have ? &blas : nullptr, stream, d_out, d_in, bpw, n, seconds);
+            }
+        }
+    }
+    printf("\nMatrices of one input, both halves, replayed from a CUDA graph: every stage by itself, and all first and then all\n"
+           "second halves together; medians, us a block.\n\n"
+           "| matrices | bpw | paths | n | separate us | grouped us | times faster |\n|---|---|---|---|---|---|---|\n");
+    const block_input inputs[] = {
+        { "q, k, v of 2048 (2048, 512, 512)", 2048, { 2048, 512, 512 } },
+        { "q, k, v of 4096 (3 x 4096)", 4096, { 4096, 4096, 4096 } },
+        { "q, k, v of 4096 (4096, 1024, 1024)", 4096, { 4096, 1024, 1024 } },
+        { "gate, up of 4096 (2 x 11008)", 4096, { 11008, 11008 } },
+        { "q, k, v of 8192 (8192, 1024, 1024)", 8192, { 8192, 1024, 1024 } },
+        { "gate, up of 8192 (2 x 28672)", 8192, { 28672, 28672 } },
+        { "one of 4096 (4096)", 4096, { 4096 } },
+    };
+    for (const block_input & b : inputs) {
+        for (double bpw : { 0.1, 0.55, 1.0 }) {
+            for (uint32_t paths : { 1, 2 }) {
+                for (uint32_t n : { 1, 8 }) {
+                    speed_of_group(stream, b, bpw, paths, n, seconds);
+                }
             }
         }
     }

@@ -36,7 +36,7 @@ struct lbk_column {
     int32_t reserved;
 };
 
-// y = add + post * (S (pre * x)) for n columns; src/cuda/plan.rs has the same struct.
+// y = add + post * (S (pre * x)) for n columns: a stage. src/cuda/plan.rs has the same struct.
 struct lbk_args {
     const float    * x;
     const uint16_t * pre;     // f16, may be null
@@ -50,4 +50,16 @@ struct lbk_args {
     uint64_t x_stride, add_stride, y_stride; // floats
     uint32_t rows, cols, n;
     uint32_t plane;           // bytes of a plane
+};
+
+// Stages of one launch.
+constexpr uint32_t LBK_STAGES = 6;
+
+// What every kernel takes, by value: stages that do not wait for each other, or chains of such stages. Stage i of member m is
+// stage[m*chain + i]. The stages of a chain have the same rows and n; one after the other is done by the same threads, so a later
+// one may add to what an earlier one wrote (the second path). src/cuda/plan.rs has the same struct.
+struct lbk_group {
+    uint32_t members, chain;
+    uint32_t end[LBK_STAGES]; // blocks in x of the members up to and with this one
+    lbk_args stage[LBK_STAGES];
 };

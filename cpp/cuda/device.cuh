@@ -17,6 +17,7 @@
 
 #define LBK_KERNEL        extern "C" __global__ void
 #define LBK_BOUNDS(n)     __launch_bounds__(n)
+#define LBK_PARAM         const __grid_constant__ // stays where it is: an index into it costs no copy
 #define LBK_DEVICE        static __device__ __forceinline__
 #define LBK_SHARED(name)  extern __shared__ __align__(16) uint8_t name[]
 #define LBK_UNROLL        _Pragma("unroll")

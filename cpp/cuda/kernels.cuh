@@ -20,10 +20,25 @@
 #include "device.cuh"
 #include "quantize.cuh"
 
-// grid: a block for each column
-LBK_KERNEL LBK_BOUNDS(LBK_QUANTIZE_THREADS) lbk_quantize(lbk_args a) {
+// Where a block of a group works: the first stage of its member, and which of the member's blocks it is.
+struct lbk_place {
+    uint32_t stage, block;
+};
+
+LBK_DEVICE lbk_place lbk_find(const lbk_group & g) {
+    uint32_t member = 0, before = 0;
+    while (member + 1 < g.members && blockIdx.x >= g.end[member]) {
+        before = g.end[member++];
+    }
+    return { member*g.chain, blockIdx.x - before };
+}
+
+// grid: a block for each column; every stage is a member
+LBK_KERNEL LBK_BOUNDS(LBK_QUANTIZE_THREADS) lbk_quantize(LBK_PARAM lbk_group group) {
     LBK_SHARED(shared);
-    const uint32_t t = blockIdx.x;
+    const lbk_place place = lbk_find(group);
+    const lbk_args & a = group.stage[place.stage];
+    const uint32_t t = place.block;
     const lbk_column column = lbk_quantize_column(a.x + t*a.x_stride, a.pre, a.cols, a.plane,
             a.planes + (size_t) t*2*a.plane, (uint32_t *) shared);
     if (threadIdx.x == 0) {
@@ -123,66 +138,82 @@ LBK_DEVICE const uint32_t * lbk_words(const lbk_args & a, uint32_t block) {
 }
 
 template <int NT>
-LBK_DEVICE void lbk_small(const lbk_args & a, uint8_t * shared) {
+LBK_DEVICE void lbk_small(const lbk_group & group, uint8_t * shared) {
+    const lbk_place place = lbk_find(group);
     const uint32_t first = blockIdx.y*4*NT;
-    const uint32_t bits = lbk_row_block<NT>(lbk_words(a, blockIdx.x), lbk_byte_cols(a), a.planes, a.plane, a.n, first,
-            (uint32_t *) shared);
-    const uint32_t t = first + threadIdx.x/32, row = blockIdx.x*32 + threadIdx.x%32;
-    if (threadIdx.x < NT*128 && t < a.n && row < a.rows) {
-        const lbk_column c = a.columns[t];
-        lbk_finish(a, c.step, c.unshift, lbk_signed_sum(bits, (uint32_t) c.sum), row, t);
+    for (uint32_t i = 0; i < group.chain; ++i) {
+        const lbk_args & a = group.stage[place.stage + i];
+        if (i > 0) {
+            __syncthreads(); // the sums of the stage before were read
+        }
+        const uint32_t bits = lbk_row_block<NT>(lbk_words(a, place.block), lbk_byte_cols(a), a.planes, a.plane, a.n, first,
+                (uint32_t *) shared);
+        const uint32_t t = first + threadIdx.x/32, row = place.block*32 + threadIdx.x%32;
+        if (threadIdx.x < NT*128 && t < a.n && row < a.rows) {
+            const lbk_column c = a.columns[t];
+            lbk_finish(a, c.step, c.unshift, lbk_signed_sum(bits, (uint32_t) c.sum), row, t);
+        }
     }
 }
 
 // grid: row blocks x groups of 4 or 8 columns
-LBK_KERNEL LBK_BOUNDS(LBK_SMALL_THREADS) lbk_small4(lbk_args a) {
+LBK_KERNEL LBK_BOUNDS(LBK_SMALL_THREADS) lbk_small4(LBK_PARAM lbk_group group) {
     LBK_SHARED(shared);
-    lbk_small<1>(a, shared);
+    lbk_small<1>(group, shared);
 }
 
-LBK_KERNEL LBK_BOUNDS(LBK_SMALL_THREADS) lbk_small8(lbk_args a) {
+LBK_KERNEL LBK_BOUNDS(LBK_SMALL_THREADS) lbk_small8(LBK_PARAM lbk_group group) {
     LBK_SHARED(shared);
-    lbk_small<2>(a, shared);
+    lbk_small<2>(group, shared);
 }
 
 // One column, which every block quantizes for itself: a launch less. grid: row blocks
-LBK_KERNEL LBK_BOUNDS(LBK_SMALL_THREADS) lbk_fused(lbk_args a) {
+LBK_KERNEL LBK_BOUNDS(LBK_SMALL_THREADS) lbk_fused(LBK_PARAM lbk_group group) {
     LBK_SHARED(shared);
     uint32_t * partial = (uint32_t *) (shared + LBK_SCRATCH);
     uint8_t  * planes  = shared + LBK_SCRATCH + LBK_SMALL_WARPS*4*32*4;
-    // ends in a barrier, after which the planes are complete
-    const lbk_column column = lbk_quantize_column(a.x, a.pre, a.cols, a.plane, planes, (uint32_t *) shared);
-    const uint32_t bits = lbk_row_block<1>(lbk_words(a, blockIdx.x), lbk_byte_cols(a), planes, a.plane, 1, 0, partial);
-    const uint32_t row = blockIdx.x*32 + threadIdx.x;
-    if (threadIdx.x < 32 && row < a.rows) {
-        lbk_finish(a, column.step, column.unshift, lbk_signed_sum(bits, (uint32_t) column.sum), row, 0);
+    const lbk_place place = lbk_find(group);
+    const lbk_args * const end = group.stage + place.stage + group.chain;
+    for (const lbk_args * a = group.stage + place.stage; a != end; ++a) {
+        // Ends in a barrier, after which the planes are complete. Its first barrier comes before they are written, and after the
+        // stage before has read its own.
+        const lbk_column column = lbk_quantize_column(a->x, a->pre, a->cols, a->plane, planes, (uint32_t *) shared);
+        const uint32_t bits = lbk_row_block<1>(lbk_words(*a, place.block), lbk_byte_cols(*a), planes, a->plane, 1, 0, partial);
+        const uint32_t row = place.block*32 + threadIdx.x;
+        if (threadIdx.x < 32 && row < a->rows) {
+            lbk_finish(*a, column.step, column.unshift, lbk_signed_sum(bits, (uint32_t) column.sum), row, 0);
+        }
     }
 }
 
 // One column that is too wide for lbk_fused, in two launches: this one finds its extent and clears the counters of the
 // next. grid: LBK_EXTENTS blocks
-LBK_KERNEL LBK_BOUNDS(LBK_SMALL_THREADS) lbk_extent(lbk_args a) {
+LBK_KERNEL LBK_BOUNDS(LBK_SMALL_THREADS) lbk_extent(LBK_PARAM lbk_group group) {
     LBK_SHARED(shared);
-    const uint32_t thread = blockIdx.x*blockDim.x + threadIdx.x, threads = gridDim.x*blockDim.x;
+    const lbk_place place = lbk_find(group);
+    const lbk_args & a = group.stage[place.stage];
+    const uint32_t thread = place.block*blockDim.x + threadIdx.x, threads = LBK_EXTENTS*blockDim.x;
     for (uint32_t i = thread; i < (a.rows + 31)/32; i += threads) {
         a.split[2*LBK_EXTENTS + i] = 0;
     }
     const lbk_extent_bits e = lbk_block_max(lbk_extent_of(a.x, a.pre, a.cols, thread, threads), (uint32_t *) shared);
     if (threadIdx.x == 0) {
-        a.split[2*blockIdx.x]     = e.value;
-        a.split[2*blockIdx.x + 1] = e.group;
+        a.split[2*place.block]     = e.value;
+        a.split[2*place.block + 1] = e.group;
     }
 }
 
 // The second launch: a block takes one row block and one slice of the columns, which it quantizes for itself; the last
 // block of a row block adds up the slices. grid: row blocks x slices
-LBK_KERNEL LBK_BOUNDS(LBK_SMALL_THREADS) lbk_split(lbk_args a) {
+LBK_KERNEL LBK_BOUNDS(LBK_SMALL_THREADS) lbk_split(LBK_PARAM lbk_group group) {
     LBK_SHARED(shared);
+    const lbk_place place = lbk_find(group);
+    const lbk_args & a = group.stage[place.stage];
     uint32_t * scratch = (uint32_t *) shared;
     uint32_t * partial = (uint32_t *) (shared + LBK_SCRATCH);
     uint8_t  * planes  = shared + LBK_SCRATCH + LBK_SMALL_WARPS*4*32*4;
-    uint32_t * counter = a.split + 2*LBK_EXTENTS + blockIdx.x;
-    uint32_t * sums    = a.split + 2*LBK_EXTENTS + gridDim.x + (size_t) blockIdx.x*gridDim.y*32;
+    uint32_t * counter = a.split + 2*LBK_EXTENTS + place.block;
+    uint32_t * sums    = a.split + 2*LBK_EXTENTS + (a.rows + 31)/32 + (size_t) place.block*gridDim.y*32;
     const uint32_t plane = lbk_slice_cols(a.cols, gridDim.y), from = blockIdx.y*plane;
 
     // every warp has one extent a lane
@@ -193,7 +224,7 @@ LBK_KERNEL LBK_BOUNDS(LBK_SMALL_THREADS) lbk_split(lbk_args a) {
     const uint32_t total = lbk_quantize_part(a.x, a.pre, a.cols, from, plane, planes, s, scratch);
     const uint32_t all = lbk_byte_cols(a), byte = from/8;
     const uint32_t bytes = byte >= all ? 0 : (all - byte < plane/8 ? all - byte : plane/8);
-    const uint32_t bits = lbk_row_block<1>(lbk_words(a, blockIdx.x) + (size_t) byte*8, bytes, planes, plane, 1, 0, partial);
+    const uint32_t bits = lbk_row_block<1>(lbk_words(a, place.block) + (size_t) byte*8, bytes, planes, plane, 1, 0, partial);
     if (threadIdx.x < 32) {
         sums[blockIdx.y*32 + threadIdx.x] = lbk_signed_sum(bits, total);
         lbk_fence();
@@ -211,7 +242,7 @@ LBK_KERNEL LBK_BOUNDS(LBK_SMALL_THREADS) lbk_split(lbk_args a) {
     for (uint32_t i = 0; i < gridDim.y; ++i) {
         sum += lbk_load_fresh(sums + i*32 + threadIdx.x);
     }
-    const uint32_t row = blockIdx.x*32 + threadIdx.x;
+    const uint32_t row = place.block*32 + threadIdx.x;
     if (row < a.rows) {
         lbk_finish(a, s.step, s.unshift, sum, row, 0);
     }
@@ -245,13 +276,12 @@ LBK_DEVICE void lbk_store_panel(const lbk_panel & p, uint8_t * to) {
     }
 }
 
-// Many columns: a warp takes a row block and LBK_LARGE_N columns. grid: groups of row blocks x groups of columns
-LBK_KERNEL LBK_BOUNDS(LBK_LARGE_WARPS*32) lbk_large(lbk_args a) {
-    LBK_SHARED(shared); // two panels
+// One stage of lbk_large; shared holds two panels.
+LBK_DEVICE void lbk_large_stage(const lbk_args & a, uint32_t group, uint8_t * shared) {
     constexpr uint32_t panel = 2*LBK_LARGE_N*LBK_LARGE_STRIDE;
     constexpr int NT = LBK_LARGE_N/4, STEPS = LBK_CHUNK/32;
     const uint32_t warp = threadIdx.x/32, lane = threadIdx.x%32, g = lane/4, t = lane%4;
-    const uint32_t block = blockIdx.x*LBK_LARGE_WARPS + warp, first = blockIdx.y*LBK_LARGE_N;
+    const uint32_t block = group*LBK_LARGE_WARPS + warp, first = blockIdx.y*LBK_LARGE_N;
     const uint32_t bytes = lbk_byte_cols(a);
     // A warp beyond the last row block helps to carry panels and multiplies zeros.
     const uint32_t present = block < (a.rows + 31)/32 ? bytes : 0;
@@ -319,5 +349,14 @@ LBK_KERNEL LBK_BOUNDS(LBK_LARGE_WARPS*32) lbk_large(lbk_args a) {
                 lbk_finish(a, c.step, c.unshift, lbk_signed_sum(bits, (uint32_t) c.sum), row, column);
             }
         }
+    }
+}
+
+// Many columns: a warp takes a row block and LBK_LARGE_N columns. grid: groups of row blocks x groups of columns
+LBK_KERNEL LBK_BOUNDS(LBK_LARGE_WARPS*32) lbk_large(LBK_PARAM lbk_group group) {
+    LBK_SHARED(shared);
+    const lbk_place place = lbk_find(group);
+    for (uint32_t i = 0; i < group.chain; ++i) { // a stage ends in a barrier after its last read of shared memory
+        lbk_large_stage(group.stage[place.stage + i], place.block, shared);
     }
 }

@@ -1,4 +1,4 @@
-// A stage on a stream of the CUDA runtime.
+// Stages on a stream of the CUDA runtime.
 
 #pragma once
 
@@ -7,7 +7,14 @@
 
 #include <cuda_runtime.h>
 
-// Launches y = add + post * (S (pre * x)). The caller fills in everything but columns, planes, split and plane.
-// work: lbk_work_bytes(rows, cols, n) of device memory, aligned to 16, not touched by others until the launches are done. No
-// allocation, no waiting: may be captured into a graph. The tile is aligned to 4, cols at most 2^18, n > 0.
-cudaError_t lbk_run(lbk_args args, void * work, cudaStream_t stream);
+// Launches `members` chains of `chain` stages, stage i of member m at stage[m*chain + i], of which the caller fills in everything
+// but columns, planes, split and plane. All together where lbk_join can, else one after the other; the results are the same.
+// work: lbk_group_work_bytes of device memory, aligned to 16, not touched by others until the launches are done. No allocation, no
+// waiting: may be captured into a graph. Tiles are aligned to 4, cols at most 2^18, n > 0; no stage reads what another writes, but
+// for the `add` of later stages of a chain. At most LBK_STAGES stages.
+cudaError_t lbk_run_group(const lbk_args * stage, uint32_t members, uint32_t chain, void * work, cudaStream_t stream);
+
+// the same for one stage
+inline cudaError_t lbk_run(const lbk_args & args, void * work, cudaStream_t stream) {
+    return lbk_run_group(&args, 1, 1, work, stream);
+}

@@ -1,4 +1,4 @@
-// How a stage is cut into launches, and the memory it needs. Host code without CUDA; src/cuda/plan.rs is the same in
+// How stages are cut into launches, and the memory they need. Host code without CUDA; src/cuda/plan.rs is the same in
 // Rust, and tests/cuda.rs compares the two.
 
 #pragma once
@@ -48,6 +48,15 @@ inline size_t lbk_work_bytes(uint32_t rows, uint32_t cols, uint32_t n) {
     return n*(sizeof(lbk_column) + 2*lbk_plane_bytes(cols));
 }
 
+// The same for several stages; a stage's memory begins where that of the one before ends.
+inline size_t lbk_group_work_bytes(const lbk_args * stage, uint32_t count) {
+    size_t size = 0;
+    for (uint32_t i = 0; i < count; ++i) {
+        size += lbk_work_bytes(stage[i].rows, stage[i].cols, stage[i].n);
+    }
+    return size;
+}
+
 inline lbk_plan lbk_make_plan(uint32_t rows, uint32_t cols, uint32_t n) {
     const uint32_t blocks = (rows + 31)/32;
     const uint32_t reduce = LBK_SCRATCH;
@@ -76,4 +85,66 @@ inline lbk_plan lbk_make_plan(uint32_t rows, uint32_t cols, uint32_t n) {
                            LBK_LARGE_WARPS*32, 2*2*LBK_LARGE_N*LBK_LARGE_STRIDE };
     }
     return plan;
+}
+
+// The work memory of a stage, lbk_work_bytes of it.
+inline void lbk_place_work(lbk_args & a, void * work) {
+    a.split   = (uint32_t *) work;
+    a.columns = (lbk_column *) work;
+    a.planes  = (uint8_t *) work + a.n*sizeof(lbk_column);
+    a.plane   = (uint32_t) lbk_plane_bytes(a.cols);
+}
+
+// The launches of `members` chains of `chain` stages, each launch for all of them. That needs stages whose own launches differ in
+// blocks in x and shared memory alone; count is 0 where they differ in more, or are too many.
+inline lbk_plan lbk_join(const lbk_args * stage, uint32_t members, uint32_t chain) {
+    lbk_plan all = {};
+    if (members == 0 || chain == 0 || members > LBK_STAGES/chain) {
+        return all;
+    }
+    for (uint32_t i = 0; i < members*chain; ++i) {
+        const lbk_plan plan = lbk_make_plan(stage[i].rows, stage[i].cols, stage[i].n);
+        if (i == 0) {
+            all = plan;
+            // The last block of a row block finishes it, so the next stage of a chain has no block of its own to follow.
+            if (chain > 1 && plan.launch[plan.count - 1].kernel == LBK_SPLIT) {
+                all.count = 0;
+            }
+        }
+        if (plan.count != all.count) {
+            all.count = 0;
+            return all;
+        }
+        for (uint32_t k = 0; k < plan.count; ++k) {
+            const lbk_launch & one = plan.launch[k];
+            lbk_launch & l = all.launch[k];
+            if (one.kernel != l.kernel || one.grid_y != l.grid_y || one.block != l.block) {
+                all.count = 0;
+                return all;
+            }
+            l.shared = one.shared > l.shared ? one.shared : l.shared;
+            // Chains are followed by the products, which come last.
+            if (i > 0 && (k + 1 < plan.count || i%chain == 0)) {
+                l.grid_x += one.grid_x;
+            }
+        }
+    }
+    return all;
+}
+
+// What launch `k` of lbk_join's plan takes.
+inline lbk_group lbk_make_group(const lbk_args * stage, uint32_t members, uint32_t chain, uint32_t k) {
+    lbk_group group = {};
+    uint32_t end = 0;
+    for (uint32_t i = 0; i < members*chain; ++i) {
+        group.stage[i] = stage[i];
+        const lbk_plan plan = lbk_make_plan(stage[i].rows, stage[i].cols, stage[i].n);
+        const bool last = k + 1 == plan.count;
+        group.chain = last ? chain : 1;
+        if (!last || i%chain == 0) {
+            end += plan.launch[k].grid_x;
+            group.end[group.members++] = end;
+        }
+    }
+    return group;
 }

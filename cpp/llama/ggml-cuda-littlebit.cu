@@ -7,8 +7,15 @@
 // Sums stay below 2^31 up to here.
 static constexpr int64_t LB_MAX_COLS = 1 << 18;
 
+static constexpr int LB_PARTS = LB_NODE_MEMBERS*LB_NODE_PATHS;
+static_assert(LB_PARTS <= LBK_STAGES, "a node is one launch");
+
 static bool f32_rows(const ggml_tensor * t) {
     return t->type == GGML_TYPE_F32 && t->nb[0] == sizeof(float);
+}
+
+static bool f16_rows(const ggml_tensor * t, int64_t n) {
+    return t->type == GGML_TYPE_F16 && t->nb[0] == sizeof(ggml_fp16_t) && t->ne[0] == n;
 }
 
 bool ggml_cuda_littlebit_supports(int device, const ggml_tensor * node) {
@@ -16,39 +23,41 @@ bool ggml_cuda_littlebit_supports(int device, const ggml_tensor * node) {
         return false;
     }
     const lb_node n = lb_node_get(node);
-    const lb_node_sources s = lb_node_get_sources(node);
-    if (n.f32 || n.ids || !ampere_mma_available(ggml_cuda_info().devices[device].cc)) {
+    if (n.f32 || n.ids || n.members < 1 || n.paths < 1 || n.paths > LB_NODE_PATHS ||
+        !ampere_mma_available(ggml_cuda_info().devices[device].cc)) {
         return false;
     }
-    if (!s.x || !s.tile || !s.post || (n.pre && !s.pre) || (n.add && !s.add)) {
+    for (int i = 0; i < lb_node_at(n) + (int) n.members*lb_node_each(n); ++i) {
+        if (!node->src[i]) {
+            return false;
+        }
+    }
+    const ggml_tensor * x = node->src[0];
+    if (!f32_rows(x) || node->type != GGML_TYPE_F32 || !ggml_is_contiguous(node) || ggml_nrows(x) != ggml_nrows(node) ||
+        ggml_nrows(x) > INT32_MAX || (n.second && !ggml_is_contiguous(x))) {
         return false;
     }
-    const int64_t rows = s.post->ne[0], cols = s.x->ne[0];
-    if (cols < 1 || cols > LB_MAX_COLS || rows < 1 || rows > INT32_MAX || ggml_nrows(s.x) > INT32_MAX) {
-        return false;
+    lb_node_part parts[LB_PARTS];
+    lb_node_parts(node, parts);
+    const uint32_t count = n.members*n.paths;
+    for (uint32_t i = 0; i < count; ++i) {
+        const lb_node_part & p = parts[i];
+        if (p.cols < 1 || p.cols > LB_MAX_COLS || p.rows < 1 || p.rows > INT32_MAX || !f16_rows(p.post, p.rows) ||
+            (p.pre && !f16_rows(p.pre, p.cols)) || p.tile->type != GGML_TYPE_I8 || !ggml_is_contiguous(p.tile) ||
+            p.tile->ne[0] != 32 || p.tile->ne[1] != GGML_PAD(p.cols, 16)/8 || p.tile->ne[2] != GGML_PAD(p.rows, 32)/32 ||
+            p.tile->ne[3] <= p.path || (n.second && p.from + p.cols*ggml_nrows(x) > ggml_nelements(x))) {
+            return false;
+        }
     }
-    const bool scales = s.post->type == GGML_TYPE_F16 && s.post->nb[0] == sizeof(ggml_fp16_t) &&
-        (!s.pre || (s.pre->type == GGML_TYPE_F16 && s.pre->nb[0] == sizeof(ggml_fp16_t) && s.pre->ne[0] == cols));
-    const bool tile = s.tile->type == GGML_TYPE_I8 && ggml_is_contiguous(s.tile) && s.tile->ne[0] == 32 &&
-        s.tile->ne[1] == GGML_PAD(cols, 16)/8 && s.tile->ne[2] == GGML_PAD(rows, 32)/32 && s.tile->ne[3] > n.path;
-    return scales && tile && f32_rows(s.x) && node->type == GGML_TYPE_F32 && ggml_is_contiguous(node) && node->ne[0] == rows &&
-        (!s.add || (s.add->type == GGML_TYPE_F32 && ggml_is_contiguous(s.add) && ggml_are_same_shape(s.add, node)));
+    return parts[count - 1].to + parts[count - 1].rows*ggml_nrows(node) == ggml_nelements(node);
 }
 
 bool ggml_cuda_littlebit(ggml_backend_cuda_context & ctx, ggml_tensor * node) {
     const lb_node n = lb_node_get(node);
-    const lb_node_sources s = lb_node_get_sources(node);
-    const ggml_tensor * x = s.x;
-
-    lbk_args args = {};
-    args.tile = (const uint8_t *) s.tile->data + n.path*s.tile->nb[3];
-    args.post = (const uint16_t *) ((const char *) s.post->data + n.path*s.post->nb[1]);
-    args.pre  = s.pre ? (const uint16_t *) ((const char *) s.pre->data + n.path*s.pre->nb[1]) : nullptr;
-    args.rows = (uint32_t) s.post->ne[0];
-    args.cols = (uint32_t) x->ne[0];
-    args.x_stride   = x->nb[1]/sizeof(float);
-    args.y_stride   = node->ne[0];
-    args.add_stride = node->ne[0];
+    const ggml_tensor * x = node->src[0];
+    lb_node_part parts[LB_PARTS];
+    lb_node_parts(node, parts);
+    const uint32_t count = n.members*n.paths;
 
     // rows of x one after the other are one batch, whatever its dimensions
     const bool    flat  = ggml_is_contiguous(x);
@@ -57,15 +66,31 @@ bool ggml_cuda_littlebit(ggml_backend_cuda_context & ctx, ggml_tensor * node) {
     if (batch == 0) {
         return true;
     }
-    args.n = (uint32_t) batch;
-    ggml_cuda_pool_alloc<uint8_t> work(ctx.pool(), lbk_work_bytes(args.rows, args.cols, args.n) + 1); // the pool gives no empty memory
+    lbk_args stages[LB_PARTS] = {};
+    for (uint32_t i = 0; i < count; ++i) {
+        const lb_node_part & p = parts[i];
+        lbk_args & a = stages[i];
+        a.tile = (const uint8_t *) p.tile->data + p.path*p.tile->nb[3];
+        a.post = (const uint16_t *) ((const char *) p.post->data + p.path*p.post->nb[1]);
+        a.pre  = p.pre ? (const uint16_t *) ((const char *) p.pre->data + p.path*p.pre->nb[1]) : nullptr;
+        a.rows = (uint32_t) p.rows;
+        a.cols = (uint32_t) p.cols;
+        a.n    = (uint32_t) batch;
+        a.x_stride = n.second ? p.cols : x->nb[1]/sizeof(float);
+        a.y_stride = a.add_stride = p.rows;
+    }
+    ggml_cuda_pool_alloc<uint8_t> work(ctx.pool(), lbk_group_work_bytes(stages, count) + 1); // the pool gives no empty memory
     for (int64_t i3 = 0; i3 < ne3; ++i3) {
         for (int64_t i2 = 0; i2 < ne2; ++i2) {
-            const int64_t at = (i3*ne2 + i2)*batch*args.y_stride;
-            args.x   = (const float *) ((const char *) x->data + i2*x->nb[2] + i3*x->nb[3]);
-            args.y   = (float *) node->data + at;
-            args.add = s.add ? (const float *) s.add->data + at : nullptr;
-            CUDA_CHECK(lbk_run(args, work.get(), ctx.stream()));
+            for (uint32_t i = 0; i < count; ++i) {
+                lbk_args & a = stages[i];
+                a.x   = (const float *) ((const char *) x->data + i2*x->nb[2] + i3*x->nb[3]) + parts[i].from;
+                a.y   = (float *) node->data + parts[i].to + (i3*ne2 + i2)*batch*a.y_stride;
+                a.add = parts[i].add ? a.y : nullptr;
+            }
+            // Paths of a first half are independent of each other, those of a second half add up.
+            const uint32_t chain = n.second ? n.paths : 1;
+            CUDA_CHECK(lbk_run_group(stages, count/chain, chain, work.get(), ctx.stream()));
         }
     }
     return true;

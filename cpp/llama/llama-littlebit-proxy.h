@@ -24,6 +24,10 @@ bool lb_native_on(ggml_backend_dev_t dev, int64_t rows, int64_t cols);
 // whether `dev` computes some small native nodes rightly; looked at once, with a warning if not
 bool lb_device_computes(ggml_backend_dev_t dev);
 
-// dst = add + post * (S (pre * x)) as one node; pre, add and ids may be null, node says the rest
-ggml_tensor * lb_stage_node(ggml_context * ctx, ggml_tensor * x, ggml_tensor * tile, ggml_tensor * post,
-        ggml_tensor * pre, ggml_tensor * add, ggml_tensor * ids, lb_node node);
+// A native node (littlebit-node.h) over x, which is contiguous rows of F32, or the first half in a second one; without members yet.
+// ids may be null.
+ggml_tensor * lb_node_new(ggml_context * ctx, ggml_tensor * x, ggml_tensor * ids, lb_node node);
+
+// One more slot (V, l, g) or member (U, h, no pre; `slot` is its input half) of a node that no graph holds yet. Returns how many
+// floats of a column of dst are before it.
+int64_t lb_node_add(ggml_tensor * t, ggml_tensor * tile, ggml_tensor * post, ggml_tensor * pre, uint32_t slot);

@@ -19,6 +19,9 @@ static inline bool lb_is_proxy(const ggml_tensor * t) {
 ggml_tensor * lb_mul_mat   (ggml_context * ctx, ggml_tensor * w, ggml_tensor * x);
 ggml_tensor * lb_mul_mat_id(ggml_context * ctx, ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids);
 
+// libllama makes a context: nodes of other ones, which may have stood in the same memory, are not to be joined any more
+void lb_forget_nodes();
+
 // throws: the model's code wants the values of a factorized weight
 [[noreturn]] void lb_refuse(const char * op, const ggml_tensor * w);
 
@@ -28,6 +31,11 @@ static inline ggml_tensor * lb_hook_mul_mat(ggml_context * ctx, ggml_tensor * w,
 
 static inline ggml_tensor * lb_hook_mul_mat_id(ggml_context * ctx, ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids) {
     return lb_is_proxy(w) ? lb_mul_mat_id(ctx, w, x, ids) : ggml_mul_mat_id(ctx, w, x, ids);
+}
+
+static inline ggml_context * lb_hook_init(ggml_init_params params) {
+    lb_forget_nodes();
+    return ggml_init(params);
 }
 
 // passes a tensor that is no proxy
@@ -41,6 +49,7 @@ static inline ggml_tensor * lb_dense(const char * op, ggml_tensor * t) {
 // A macro is not expanded again inside its own expansion, so each guard ends in ggml's function.
 #define ggml_mul_mat(ctx, a, b)            lb_hook_mul_mat(ctx, a, b)
 #define ggml_mul_mat_id(ctx, a, b, ids)    lb_hook_mul_mat_id(ctx, a, b, ids)
+#define ggml_init(...)                     lb_hook_init(__VA_ARGS__)
 #define ggml_get_rows(ctx, a, b)           ggml_get_rows(ctx, lb_dense("ggml_get_rows", a), b)
 #define ggml_cast(ctx, a, type)            ggml_cast(ctx, lb_dense("ggml_cast", a), type)
 #define ggml_cont(ctx, a)                  ggml_cont(ctx, lb_dense("ggml_cont", a))

@@ -17,7 +17,13 @@ impl Module {
     ///
     /// # Safety
     /// None is needed.
-    pub unsafe fn run(&self, _args: Args, _work: u64, _stream: u64) -> Result<(), Failure> {
+    pub unsafe fn run(
+        &self,
+        _stages: &[Args],
+        _chain: usize,
+        _work: u64,
+        _stream: u64,
+    ) -> Result<(), Failure> {
         match self.0 {}
     }
 }

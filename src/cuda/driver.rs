@@ -1,8 +1,8 @@
 //! The kernels in a CUDA context. Only the driver's library is needed at run time, and it is looked for when a module is
 //! opened: without it there is an error, not a program that does not start.
 
-use super::plan::{Args, Kernel, plan, plane_bytes};
-use super::{Failure, work_bytes};
+use super::Failure;
+use super::plan::{Args, Kernel, STAGES, group, join};
 use cudarc::driver::sys::{self, CUresult};
 use std::ffi::{CStr, CString, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -149,34 +149,59 @@ impl Module {
         Ok(Module { context, module, functions })
     }
 
-    /// Launches a stage on `stream`. `args` has all but `columns`, `planes`, `split` and `plane`; `work` is
-    /// [`work_bytes`] of device memory, aligned to 16. Does not wait or allocate; may be captured into a graph.
+    /// Launches chains of `chain` stages on `stream`: together where [`join`] can, else one after the other, with the same
+    /// results. `stages` have all but `columns`, `planes`, `split` and `plane`; `work` is the sum of their
+    /// [`Args::work_bytes`] of device memory, aligned to 16. Does not wait or allocate; may be captured into a graph.
     /// Errors: [`Failure::Context`], [`Failure::Driver`].
     ///
+    /// # Panics
+    /// For more than [`STAGES`] stages.
+    ///
     /// # Safety
-    /// All pointers of `args` lead to memory of the device, of the sizes that its numbers give, which the stream
-    /// may use until the launches are done; `tile` is aligned to 4, `n > 0`, `cols <= 2^18`.
-    pub unsafe fn run(&self, mut args: Args, work: u64, stream: u64) -> Result<(), Failure> {
+    /// All pointers of `stages` lead to memory of the device, of the sizes that its numbers give, which the stream
+    /// may use until the launches are done; `tile` is aligned to 4, `n > 0`, `cols <= 2^18`. No stage reads what another
+    /// writes, but for what later ones of a chain add.
+    pub unsafe fn run(&self, stages: &[Args], chain: usize, work: u64, stream: u64) -> Result<(), Failure> {
         if current()? != self.context {
             return Err(Failure::Context(
                 "the calling thread has another CUDA context than lb_cuda_open saw".into(),
             ));
         }
-        debug_assert!(work_bytes(args.rows, args.cols, args.n) == 0 || work.is_multiple_of(16));
-        args.split = work;
-        args.columns = work;
-        args.planes = work + 16 * u64::from(args.n);
-        args.plane = plane_bytes(args.cols) as u32;
-        for launch in plan(args.rows, args.cols, args.n).iter() {
-            let function = self.functions[launch.kernel as usize];
-            let grid = (launch.grid_x, launch.grid_y);
-            // SAFETY: a function of the module, which takes one Args by value; the rest is the caller's promise.
-            unsafe {
-                let block = (launch.block, launch.shared);
-                self::launch("cuLaunchKernel", function, grid, block, stream as sys::CUstream, args)?;
+        let Some(first) = stages.first() else { return Ok(()) };
+        let mut placed = [*first; STAGES];
+        let placed = &mut placed[..stages.len()];
+        let mut at = work;
+        for (to, stage) in placed.iter_mut().zip(stages) {
+            debug_assert!(stage.work_bytes() == 0 || at.is_multiple_of(16));
+            *to = stage.with_work(at);
+            at += stage.work_bytes() as u64;
+        }
+        // SAFETY: the caller's promise.
+        unsafe {
+            if self.run_together(placed, chain, stream)? {
+                return Ok(());
+            }
+            for stage in placed.chunks(1) {
+                self.run_together(stage, 1, stream)?;
             }
         }
         Ok(())
+    }
+
+    /// False, and nothing was launched, if the stages cannot share launches.
+    ///
+    /// # Safety
+    /// As [`Module::run`]; the stages have their work memory.
+    unsafe fn run_together(&self, stages: &[Args], chain: usize, stream: u64) -> Result<bool, Failure> {
+        let Some(plan) = join(stages, chain) else { return Ok(false) };
+        for (k, launch) in plan.iter().enumerate() {
+            let function = self.functions[launch.kernel as usize];
+            let (grid, block) = ((launch.grid_x, launch.grid_y), (launch.block, launch.shared));
+            let group = group(stages, chain, k);
+            // SAFETY: a function of the module, which takes one Group by value; the rest is the caller's promise.
+            unsafe { self::launch("cuLaunchKernel", function, grid, block, stream as sys::CUstream, group)? };
+        }
+        Ok(true)
     }
 }
 

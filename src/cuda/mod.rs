@@ -3,7 +3,7 @@
 //!
 //! | file | job |
 //! |---|---|
-//! | `plan` | launches and work memory of a stage |
+//! | `plan` | launches and work memory of stages |
 //! | `driver` | the kernels in a CUDA context, through the driver's library; feature `cuda` |
 //! | `absent` | says so in builds without that feature |
 //! | `compute` | memory, products and kernels for the compressor; feature `cuda` |
@@ -20,7 +20,7 @@ mod plan;
 pub use absent::Module;
 #[cfg(feature = "cuda")]
 pub use driver::Module;
-pub use plan::{Args, Kernel, Launch, Plan, plan, plane_bytes, work_bytes};
+pub use plan::{Args, Group, Kernel, Launch, Plan, STAGES, group, join, plan, plane_bytes, work_bytes};
 
 /// Why nothing runs on a GPU.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -1,4 +1,4 @@
-//! How a stage is cut into launches: `cpp/cuda/plan.h` in Rust. `tests/cuda` compares the two.
+//! How stages are cut into launches: `cpp/cuda/plan.h` in Rust. `tests/cuda` compares the two.
 
 /// Columns of signs that pass through the kernels together; planes of activations are padded to it with zeros.
 const CHUNK: usize = 128;
@@ -19,6 +19,8 @@ const LARGE_STRIDE: u32 = 160;
 const SCRATCH: u32 = 256;
 /// Blocks that look for the extent of one wide column.
 const EXTENTS: u32 = 32;
+/// Stages of one launch.
+pub const STAGES: usize = 6;
 
 /// The kernels of the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +84,7 @@ pub struct Launch {
     pub shared: u32,
 }
 
-/// The launches of a stage, one after the other.
+/// The launches of a stage, or of several together, one after the other.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
     count: usize,
@@ -106,7 +108,7 @@ impl std::ops::Deref for Plan {
     }
 }
 
-/// What every kernel takes, by value: `y = add + post * (S (pre * x))` for `n` columns. Pointers are the device's.
+/// A stage: `y = add + post * (S (pre * x))` for `n` columns. Pointers are the device's.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Args {
@@ -142,6 +144,84 @@ pub struct Args {
     pub n: u32,
     /// Bytes of a plane.
     pub plane: u32,
+}
+
+impl Args {
+    /// The stage with its work memory, [`work_bytes`] at `work`.
+    pub fn with_work(self, work: u64) -> Self {
+        let planes = work + COLUMN_BYTES as u64 * u64::from(self.n);
+        Self { split: work, columns: work, planes, plane: plane_bytes(self.cols) as u32, ..self }
+    }
+
+    /// Bytes of its work memory.
+    pub const fn work_bytes(&self) -> usize {
+        work_bytes(self.rows, self.cols, self.n)
+    }
+
+    fn plan(&self) -> Plan {
+        plan(self.rows, self.cols, self.n)
+    }
+}
+
+/// What every kernel takes, by value: members that do not wait for each other, each a chain of stages with the same rows, of
+/// which the later ones add to what the earlier ones wrote.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Group {
+    /// Chains.
+    pub members: u32,
+    /// Stages of a chain.
+    pub chain: u32,
+    /// Blocks in x of the members up to and with this one.
+    pub end: [u32; STAGES],
+    /// Stage `i` of member `m` at `m * chain + i`.
+    pub stages: [Args; STAGES],
+}
+
+/// The launches that run chains of `chain` stages together; `None` where their own launches differ in more than blocks in x and
+/// shared memory, or there are more than [`STAGES`].
+pub fn join(stages: &[Args], chain: usize) -> Option<Plan> {
+    let mut all = stages.first()?.plan();
+    let last = all.count - 1;
+    let waits = chain > 1 && all[last].kernel == Kernel::Split;
+    if stages.len() > STAGES || !stages.len().is_multiple_of(chain) || waits {
+        return None;
+    }
+    for (i, stage) in stages.iter().enumerate().skip(1) {
+        let own = stage.plan();
+        let alike =
+            |(a, b): (&Launch, &Launch)| (a.kernel, a.grid_y, a.block) == (b.kernel, b.grid_y, b.block);
+        if own.count != all.count || !own.iter().zip(all.iter()).all(alike) {
+            return None;
+        }
+        for (k, (launch, one)) in all.launches.iter_mut().zip(own.iter()).enumerate() {
+            launch.shared = launch.shared.max(one.shared);
+            // Chains are followed by the products, which come last.
+            if k < last || i % chain == 0 {
+                launch.grid_x += one.grid_x;
+            }
+        }
+    }
+    Some(all)
+}
+
+/// What launch `k` of the plan of [`join`] takes. Places behind the last stage hold the first one.
+pub fn group(stages: &[Args], chain: usize, k: usize) -> Group {
+    let mut group = Group { members: 0, chain: 1, end: [0; STAGES], stages: [stages[0]; STAGES] };
+    let mut end = 0;
+    for (i, stage) in stages.iter().enumerate() {
+        let plan = stage.plan();
+        if k + 1 == plan.count {
+            group.chain = chain as u32;
+        }
+        if i.is_multiple_of(group.chain as usize) {
+            end += plan[k].grid_x;
+            group.end[group.members as usize] = end;
+            group.members += 1;
+        }
+        group.stages[i] = *stage;
+    }
+    group
 }
 
 /// Bytes of the state of a quantized column.

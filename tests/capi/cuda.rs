@@ -83,3 +83,52 @@ fn running_without_a_handle_is_refused() {
     assert_eq!(status, LB_ERROR_NULL_POINTER);
     assert!(message().contains("cuda"), "{}", message());
 }
+
+fn call(stage: lb_stage, y: &mut [f32]) -> lb_cuda_call {
+    lb_cuda_call {
+        struct_size: size_of::<lb_cuda_call>() as u32,
+        reserved: 0,
+        stage,
+        x: null(),
+        x_stride: 45,
+        add: null(),
+        add_stride: 0,
+        y: y.as_mut_ptr(),
+        y_stride: 64,
+    }
+}
+
+#[test]
+fn groups_are_checked_without_cuda() {
+    let model = Model::new();
+    let v = stage(&model, 0, 0, 0, 0);
+    let mut y = [0f32; 64];
+    let good = call(v, &mut y);
+    let size = |calls: &[lb_cuda_call], n| {
+        let mut size = 7;
+        // SAFETY: calls, or what is refused.
+        (unsafe { lb_cuda_group_work_size(calls.as_ptr(), calls.len(), n, &mut size) }, size)
+    };
+    assert_eq!(size(&[], 2), (LB_OK, 0));
+    assert_eq!(size(&[good; 3], 1), (LB_OK, 0));
+    assert_eq!(size(&[good; 3], 2), (LB_OK, 3 * 2 * (16 + 2 * 128)));
+    assert_eq!(size(&[good; LB_CUDA_GROUP_MAX + 1], 1).0, LB_ERROR_INVALID_ARGUMENT);
+    for (bad, status) in [
+        (lb_cuda_call { struct_size: 3, ..good }, LB_ERROR_STRUCT_SIZE),
+        (lb_cuda_call { reserved: 1, ..good }, LB_ERROR_INVALID_ARGUMENT),
+        (lb_cuda_call { stage: lb_stage { struct_size: 3, ..v }, ..good }, LB_ERROR_STRUCT_SIZE),
+        (lb_cuda_call { stage: lb_stage { rows: 0, ..v }, ..good }, LB_ERROR_INVALID_ARGUMENT),
+    ] {
+        assert_eq!(size(&[bad, good], 1), (status, 7));
+        assert_eq!(size(&[good, bad], 1), (status, 7));
+    }
+    // SAFETY: refused before anything is used.
+    let run = |calls: *const lb_cuda_call| unsafe {
+        lb_cuda_group_run(null(), calls, 1, 1, null_mut(), 0, null_mut())
+    };
+    assert_eq!(run(&good), LB_ERROR_NULL_POINTER);
+    assert!(message().contains("cuda"), "{}", message());
+    // SAFETY: as above.
+    let status = unsafe { lb_cuda_group_work_size(null(), 1, 1, &mut 0) };
+    assert_eq!(status, LB_ERROR_NULL_POINTER);
+}

@@ -1,6 +1,6 @@
 //! The host model as a shared library, built here.
 
-use littlebit::cuda::{Args, Kernel, Launch};
+use littlebit::cuda::{Args, Group, Kernel, Launch};
 use std::ffi::{CStr, c_char, c_int};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,6 +13,11 @@ pub const ORDERS: [i32; 3] = [0, 1, 2];
 struct Plan {
     count: u32,
     launch: [Launch; 2],
+}
+
+// The second launch of a plan of one is zero, which is a kernel's number too.
+fn launches(plan: Plan) -> Vec<Launch> {
+    plan.launch[..plan.count as usize].to_vec()
 }
 
 /// The library and the right to use it: its machine exists once.
@@ -63,18 +68,36 @@ impl Host {
     }
 
     /// False if the threads of a block do not meet.
-    pub fn launch(&self, launch: &Launch, args: &Args, order: i32) -> bool {
-        let f: unsafe extern "C" fn(*const Launch, *const Args, c_int) -> c_int = self.get("lbe_launch");
+    pub fn launch(&self, launch: &Launch, group: &Group, order: i32) -> bool {
+        let f: unsafe extern "C" fn(*const Launch, *const Group, c_int) -> c_int = self.get("lbe_launch");
         // SAFETY: the caller's buffers are as large as the arguments say, or the closed page after them ends the test.
-        unsafe { f(launch, args, order) == 0 }
+        unsafe { f(launch, group, order) == 0 }
     }
 
     pub fn plan(&self, rows: u32, cols: u32, n: u32) -> Vec<Launch> {
         let f: unsafe extern "C" fn(u32, u32, u32) -> Plan = self.get("lbe_plan");
-        // The second launch of a plan of one is zero, which is a kernel's number too.
         // SAFETY: plain numbers.
-        let plan = unsafe { f(rows, cols, n) };
-        plan.launch[..plan.count as usize].to_vec()
+        launches(unsafe { f(rows, cols, n) })
+    }
+
+    /// Empty where the stages cannot share launches.
+    pub fn join(&self, stages: &[Args], chain: u32) -> Vec<Launch> {
+        let f: unsafe extern "C" fn(*const Args, u32, u32) -> Plan = self.get("lbe_join");
+        // SAFETY: as many stages as are said.
+        launches(unsafe { f(stages.as_ptr(), stages.len() as u32 / chain, chain) })
+    }
+
+    pub fn group(&self, stages: &[Args], chain: u32, k: u32) -> Group {
+        let f: unsafe extern "C" fn(*const Args, u32, u32, u32) -> Group = self.get("lbe_group");
+        // SAFETY: as above.
+        unsafe { f(stages.as_ptr(), stages.len() as u32 / chain, chain, k) }
+    }
+
+    pub fn with_work(&self, mut stage: Args, work: u64) -> Args {
+        let f: unsafe extern "C" fn(*mut Args, u64) = self.get("lbe_place_work");
+        // SAFETY: one stage; the address is not followed.
+        unsafe { f(&mut stage, work) };
+        stage
     }
 
     pub fn work_bytes(&self, rows: u32, cols: u32, n: u32) -> usize {

@@ -3,6 +3,7 @@
 
 #![cfg(target_os = "linux")]
 
+mod groups;
 #[path = "../support/guarded.rs"]
 mod guarded;
 mod host;
@@ -77,8 +78,14 @@ fn same(a: &[f32], b: &[f32]) -> bool {
         && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan()))
 }
 
-/// Runs a case on the host model, every buffer at the end of its pages, and compares bits.
-fn check(host: &Host, case: &Case, d: &Data, order: i32) {
+/// A case in memory, every buffer at the end of its pages.
+struct Placed {
+    args: cuda::Args,
+    y: Guarded<f32>,
+    _operands: (Guarded<u8>, [Guarded<f16>; 2], [Guarded<f32>; 2], Guarded<u8>),
+}
+
+fn placed(case: &Case, d: &Data) -> Placed {
     // An odd start moves a buffer off the page's end by one element.
     let skip = usize::from(case.odd);
     let shifted = |v: &[f16]| Guarded::new(&[&v[..skip], v].concat());
@@ -89,7 +96,6 @@ fn check(host: &Host, case: &Case, d: &Data, order: i32) {
     let mut y = Guarded::new(&vec![7.5f32; d.add.len()]);
     let (rows, cols, n) = (case.rows as u32, case.cols as u32, case.n as u32);
     let mut work = Guarded::new(&vec![0xa5u8; cuda::work_bytes(rows, cols, n)]);
-    let columns = work.as_mut_slice().as_mut_ptr() as u64;
     let start = |g: &Guarded<f16>| g.as_slice()[skip..].as_ptr() as u64;
     let args = cuda::Args {
         x: x.as_slice()[skip..].as_ptr() as u64,
@@ -98,22 +104,37 @@ fn check(host: &Host, case: &Case, d: &Data, order: i32) {
         post: if case.post { start(&post) } else { 0 },
         add: if case.add { add.as_slice().as_ptr() as u64 } else { 0 },
         y: y.as_mut_slice().as_mut_ptr() as u64,
-        columns,
-        planes: columns + 16 * u64::from(n),
-        split: columns,
+        columns: 0,
+        planes: 0,
+        split: 0,
         x_stride: (case.cols + case.gap) as u64,
         add_stride: (case.rows + case.gap) as u64,
         y_stride: (case.rows + case.gap) as u64,
         rows,
         cols,
         n,
-        plane: cuda::plane_bytes(cols) as u32,
+        plane: 0,
     };
-    for launch in cuda::plan(rows, cols, n).iter() {
-        assert!(host.launch(launch, &args, order), "threads of {launch:?} do not meet");
+    let args = args.with_work(work.as_mut_slice().as_mut_ptr() as u64);
+    Placed { args, y, _operands: (tile, [pre, post], [x, add], work) }
+}
+
+/// Runs chains of stages together on the host model. False where they cannot share launches.
+fn run(host: &Host, stages: &[cuda::Args], chain: usize, order: i32) -> bool {
+    let Some(plan) = cuda::join(stages, chain) else { return false };
+    for (k, launch) in plan.iter().enumerate() {
+        let group = cuda::group(stages, chain, k);
+        assert!(host.launch(launch, &group, order), "threads of {launch:?} do not meet");
     }
-    let (rows, cols) = (case.rows, case.cols);
-    assert!(same(y.as_slice(), &expected(case, d)), "{rows} x {cols}, n = {n}, order {order}");
+    true
+}
+
+/// Runs a case on the host model and compares bits.
+fn check(host: &Host, case: &Case, d: &Data, order: i32) {
+    let p = placed(case, d);
+    assert!(run(host, &[p.args], 1, order));
+    let (rows, cols, n) = (case.rows, case.cols, case.n);
+    assert!(same(p.y.as_slice(), &expected(case, d)), "{rows} x {cols}, n = {n}, order {order}");
 }
 
 /// Shapes at the edges of tiles, words, chunks and blocks; every kernel, in every order of threads.

@@ -20,23 +20,26 @@
 //
 
 struct call {
-    void (*kernel)(lbk_args);
-    const lbk_args * args;
+    void (*kernel)(lbk_group);
+    const lbk_group * group;
 };
 
 static void run_call(const void * p) {
     const call * c = (const call *) p;
-    c->kernel(*c->args);
+    c->kernel(*c->group);
 }
 
 constexpr int MAX_DEVICES = 2;
 
 static int n_nodes[MAX_DEVICES];
+static int n_launches[MAX_DEVICES];
+static int launches; // of all devices
 
 static int index_of(ggml_backend_dev_t dev) { return *(const int *) dev->context; }
 
 cudaError_t cudaLaunchKernel(const void * kernel, dim3 grid, dim3 block, void ** params, size_t shared, cudaStream_t) {
-    const call c = { (void (*)(lbk_args)) kernel, (const lbk_args *) params[0] };
+    const call c = { (void (*)(lbk_group)) kernel, (const lbk_group *) params[0] };
+    ++launches;
     const bool good = grid.z == 1 && lbe::launch(run_call, &c, grid.x, grid.y, block.x, (uint32_t) shared, lbe::order::backward);
     return good ? cudaSuccess : cudaErrorLaunchFailure;
 }
@@ -87,9 +90,10 @@ static ggml_backend_t cpu() {
 static const char * backend_name(ggml_backend_t backend) { return device_name(backend->device); }
 
 static void backend_free(ggml_backend_t backend) {
-    int & n = n_nodes[index_of(backend->device)];
-    fprintf(stderr, "emulated CUDA: %d LittleBit nodes on %s\n", n, backend_name(backend));
-    n = 0;
+    const int device = index_of(backend->device);
+    fprintf(stderr, "emulated CUDA: %d LittleBit nodes on %s, %d launches\n", n_nodes[device], backend_name(backend),
+            n_launches[device]);
+    n_nodes[device] = n_launches[device] = 0;
     delete backend;
 }
 
@@ -98,7 +102,9 @@ static ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph * graph) {
     for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
         ggml_tensor * node = ggml_graph_node(graph, i);
         if (node->op == GGML_OP_CUSTOM) {
+            const int before = launches;
             ggml_cuda_littlebit(context, node);
+            n_launches[index_of(backend->device)] += launches - before;
             if (getenv("LITTLEBIT_HOST_MODEL_FAULT")) {
                 *(float *) node->data = 1 - *(const float *) node->data;
             }

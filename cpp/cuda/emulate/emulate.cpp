@@ -6,9 +6,9 @@
 
 namespace {
 
-template <void (*kernel)(lbk_args)>
+template <void (*kernel)(lbk_group)>
 void call(const void * args) {
-    kernel(*static_cast<const lbk_args *>(args));
+    kernel(*static_cast<const lbk_group *>(args));
 }
 
 constexpr lbe::body BODIES[LBK_N_KERNELS] = {
@@ -28,9 +28,17 @@ uint32_t lbe_plane_bytes(uint32_t cols) { return (uint32_t) lbk_plane_bytes(cols
 
 const char * lbe_kernel_name(uint32_t kernel) { return LBK_NAMES[kernel]; }
 
+lbk_plan lbe_join(const lbk_args * stage, uint32_t members, uint32_t chain) { return lbk_join(stage, members, chain); }
+
+lbk_group lbe_group(const lbk_args * stage, uint32_t members, uint32_t chain, uint32_t k) {
+    return lbk_make_group(stage, members, chain, k);
+}
+
+void lbe_place_work(lbk_args * stage, void * work) { lbk_place_work(*stage, work); }
+
 // 0 on success, 1 if the threads of a block did not meet at a barrier or a collective
-int lbe_launch(const lbk_launch * launch, const lbk_args * args, int order) {
-    const bool good = lbe::launch(BODIES[launch->kernel], args, launch->grid_x, launch->grid_y, launch->block,
+int lbe_launch(const lbk_launch * launch, const lbk_group * group, int order) {
+    const bool good = lbe::launch(BODIES[launch->kernel], group, launch->grid_x, launch->grid_y, launch->block,
             launch->shared, static_cast<lbe::order>(order));
     return good ? 0 : 1;
 }

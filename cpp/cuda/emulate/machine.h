@@ -51,6 +51,7 @@ pages map_pages(size_t size);
 
 #define LBK_KERNEL        static void
 #define LBK_BOUNDS(n)
+#define LBK_PARAM         const
 #define LBK_DEVICE        static inline
 #define LBK_SHARED(name)  uint8_t * const name = lbe::shared_memory()
 #define LBK_UNROLL
