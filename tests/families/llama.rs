@@ -130,9 +130,6 @@ fn llama_takes_sizes_of_vocabularies_and_spaces_as_the_converter() {
     let ids: Vec<_> = keys.iter().filter(|(k, _)| k.ends_with("_token_id")).cloned().collect();
     let want = kv(&[
         ("tokenizer.ggml.bos_token_id", Value::U32(1)),
-        ("tokenizer.ggml.prefix_token_id", Value::U32(32_007)),
-        ("tokenizer.ggml.suffix_token_id", Value::U32(32_008)),
-        ("tokenizer.ggml.middle_token_id", Value::U32(32_009)),
         ("tokenizer.ggml.eot_token_id", Value::U32(32_010)),
     ]);
     assert_eq!(ids, want);

@@ -119,11 +119,7 @@ pub(super) fn push_keys(kv: &mut Vec<(String, Kv)>, dir: &Path, config: &Config)
     match config.family {
         Family::Gemma3 => set(kv, ADD_SPACE, Kv::Bool(false)),
         // The converter's rules for sizes of vocabularies: Code Llama's ...
-        _ if llama && config.vocab == 32_016 => {
-            for (key, id) in [("prefix", 32_007), ("suffix", 32_008), ("middle", 32_009), ("eot", 32_010)] {
-                set(kv, &format!("tokenizer.ggml.{key}_token_id"), Kv::U32(id));
-            }
-        }
+        _ if llama && config.vocab == 32_016 => set(kv, "tokenizer.ggml.eot_token_id", Kv::U32(32_010)),
         // ... and that which the Granite and SmolLM models share.
         _ if llama && config.vocab == 49_152 => set(kv, "tokenizer.ggml.add_bos_token", Kv::Bool(false)),
         _ => {}
