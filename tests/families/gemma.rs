@@ -12,8 +12,11 @@ use littlebit::source::open;
 use littlebit::tokenize::Tokenizer;
 use serde_json::json;
 
+/// Tensors of a block with their sizes.
+type Block = Vec<(&'static str, Vec<usize>)>;
+
 /// A block of Gemma 3, and GGUF's names of its parts.
-fn gemma(head: usize) -> (Vec<(&'static str, Vec<usize>)>, Vec<(&'static str, &'static str)>) {
+fn gemma(head: usize) -> (Block, Vec<(&'static str, &'static str)>) {
     let mut block = separate(head);
     block.extend([
         ("self_attn.q_norm.weight", vec![head]),

@@ -92,7 +92,7 @@ fn phi3_has_joined_layers_and_long_factors() {
         "rope scaling 'yarn' is not read directly",
     );
     refused(json!({"head_dim": 16}), "4 heads of 16 do not make hidden_size 32");
-    refused(json!({"partial_rotary_factor": 2.0}), "partial_rotary_factor is 2.0");
+    refused(json!({"partial_rotary_factor": 2.0}), "partial_rotary_factor is 2, a part of 1");
 
     let (path, _) = phi(dir.path(), &json!({"partial_rotary_factor": 0.5}));
     let source = open(&path).unwrap();

@@ -103,5 +103,5 @@ fn qwen3_has_norms_of_heads() {
     assert_eq!(get(source.as_ref(), "qwen3.attention.value_length"), Some(&count(head)));
     assert_eq!(get(source.as_ref(), "qwen3.rope.dimension_count"), None);
     reconfigure(&path, &json!({"head_dim": null}));
-    assert!(fault(&path).contains("config.json implies [512, 32]"), "128 by default: {}", fault(&path));
+    assert!(fault(&path).contains("config.json implies [128]"), "128 by default: {}", fault(&path));
 }
