@@ -211,9 +211,9 @@ fn models_that_cannot_be_read_are_refused_with_a_way_out() {
         refused("config.json", what, &move |json: &mut Json| json[key] = value.clone());
     };
     config(
-        "architecture Qwen2ForCausalLM; only LlamaForCausalLM",
+        "architecture Qwen2MoeForCausalLM is not read directly (LlamaForCausalLM, ",
         "architectures",
-        json!(["Qwen2ForCausalLM"]),
+        json!(["Qwen2MoeForCausalLM"]),
     );
     config("convert_hf_to_gguf.py", "architectures", json!([]));
     config("hidden_size is missing", "hidden_size", Json::Null);
@@ -224,7 +224,7 @@ fn models_that_cannot_be_read_are_refused_with_a_way_out() {
     config("shape [10, 48], config.json implies [11, 48]", "vocab_size", json!(11));
     config("implies", "num_attention_heads", json!(12));
     config("cannot share 4 key-value heads", "num_key_value_heads", json!(4));
-    config("rope scaling 'yarn' is not read directly", "rope_scaling", json!({"type": "yarn", "factor": 2}));
+    config("rope scaling 'dynamic' is not read", "rope_scaling", json!({"type": "dynamic", "factor": 2}));
     config("needs a positive factor", "rope_scaling", json!({"type": "linear"}));
     config("hidden_act gelu", "hidden_act", json!("gelu"));
     config("the checkpoint is quantized", "quantization_config", json!({"quant_method": "gptq"}));
@@ -237,7 +237,7 @@ fn models_that_cannot_be_read_are_refused_with_a_way_out() {
     };
     tokenizer("the pre-tokenizer is not known", "/pre_tokenizer", json!({"type": "Metaspace"}));
     tokenizer("the pre-tokenizer is not known", "/normalizer", json!({"type": "Lowercase"}));
-    tokenizer("a SentencePiece tokenizer", "/model/byte_fallback", json!(true));
+    tokenizer("is not known for a SentencePiece vocabulary", "/model/byte_fallback", json!(true));
     tokenizer("a \"Unigram\" tokenizer", "/model/type", json!("Unigram"));
     tokenizer("token 'ab' has id 10", "/model/vocab/ab", json!(10));
     tokenizer("share the id 4", "/model/vocab/ab", json!(4));

@@ -1,22 +1,17 @@
-//! config.json of the Llama family.
+//! config.json of the families that are read.
 
+use super::family::{Family, WAY_OUT};
 use super::json::Json;
+use super::rope::Rope;
 use crate::error::Result;
 use serde_json::Value;
 use std::path::Path;
-
-/// The only architecture that is read directly.
-const ARCHITECTURE: &str = "LlamaForCausalLM";
-/// What transformers takes for `max_position_embeddings`, `rms_norm_eps` and `rope_theta` of this family where
-/// config.json is silent; the converter writes them down.
-const DEFAULT_CONTEXT: u64 = 2048;
-const DEFAULT_RMS_EPS: f64 = 1e-6;
-const DEFAULT_ROPE_THETA: f64 = 10_000.0;
 
 /// What the model's shape and its keys need to know.
 #[derive(Debug)]
 pub(super) struct Config {
     pub json: Json,
+    pub family: Family,
     pub layers: u64,
     pub hidden: u64,
     pub feed_forward: u64,
@@ -24,37 +19,41 @@ pub(super) struct Config {
     pub kv_heads: u64,
     /// Values of one attention head.
     pub head_dim: u64,
+    /// Whether the file says how long heads are.
+    pub key_length: bool,
     pub vocab: u64,
     pub context: u64,
     pub rms_eps: f64,
-    pub rope_theta: f64,
-    pub rope: RopeScaling,
+    pub rope: Rope,
+    /// Positions that blocks with a window see; 0 says that there are none.
+    pub window: Option<u64>,
+    /// Bound of the logits.
+    pub softcap: Option<f64>,
     /// `tie_word_embeddings`, where given.
     pub tied: Option<bool>,
 }
 
-/// How positions beyond the trained context are handled.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum RopeScaling {
-    None,
-    /// Positions divided by a factor.
-    Linear(f64),
-    /// Llama 3's frequency-dependent factors.
-    Llama3 {
-        factor: f64,
-        low: f64,
-        high: f64,
-        original_context: f64,
-    },
-}
-
 impl Config {
     pub fn read(dir: &Path) -> Result<Self> {
-        let json = Json::read(dir.join("config.json"))?;
-        check_family(&json)?;
-        let hidden = json.needed_count("hidden_size")?;
-        let heads = json.needed_count("num_attention_heads")?;
-        let head_dim = match json.count("head_dim")? {
+        let mut json = Json::read(dir.join("config.json"))?;
+        let family = Family::of(&json)?;
+        if json.get("quantization_config").is_some() {
+            return Err(json.refuse("the checkpoint is quantized; give the original weights or a GGUF"));
+        }
+        if matches!(family, Family::Qwen2 | Family::Qwen3) {
+            check_text_model(dir, &json)?;
+        }
+        text_part(&mut json);
+        check_activation(&json, family)?;
+        let defaults = family.defaults();
+        let count = |key: &str, default: Option<u64>| match json.count(key)?.or(default) {
+            Some(n) => Ok(n),
+            None => Err(json.refuse(format!("{key} is missing"))),
+        };
+        let hidden = count("hidden_size", None)?;
+        let heads = count("num_attention_heads", defaults.heads)?;
+        let said = json.count("head_dim")?.or(defaults.head_dim);
+        let head_dim = match said {
             Some(head_dim) => head_dim,
             None if hidden % heads == 0 => hidden / heads,
             None => return Err(json.refuse(format!("hidden_size {hidden} is no multiple of {heads} heads"))),
@@ -62,112 +61,104 @@ impl Config {
         if head_dim % 2 != 0 {
             return Err(json.refuse(format!("heads of the odd size {head_dim} cannot be rotated")));
         }
-        let kv_heads = json.count("num_key_value_heads")?.unwrap_or(heads);
+        // llama.cpp divides the width by the number of heads here.
+        if family == Family::Phi3 && head_dim * heads != hidden {
+            return Err(json.refuse(format!("{heads} heads of {head_dim} do not make hidden_size {hidden}")));
+        }
+        let kv_heads = match family {
+            Family::Llama | Family::Phi3 => count("num_key_value_heads", Some(heads))?,
+            _ => count("num_key_value_heads", defaults.kv_heads)?,
+        };
         if heads % kv_heads != 0 {
             return Err(json.refuse(format!("{heads} heads cannot share {kv_heads} key-value heads")));
         }
-        let (rope, rope_theta) = rope(&json)?;
+        let layers = count("num_hidden_layers", None)?;
+        let window = match family {
+            Family::Gemma3 => gemma_window(&json, layers, defaults.window)?,
+            Family::Phi3 => Some(json.count("sliding_window")?.unwrap_or(0)),
+            _ => None,
+        };
+        let softcap = match family {
+            Family::Gemma3 => json.number(&json.root, "final_logit_softcapping")?.filter(|x| *x != 0.0),
+            _ => None,
+        };
         Ok(Self {
-            layers: json.needed_count("num_hidden_layers")?,
+            family,
+            layers,
             hidden,
-            feed_forward: json.needed_count("intermediate_size")?,
+            feed_forward: count("intermediate_size", None)?,
             heads,
             kv_heads,
             head_dim,
-            vocab: json.needed_count("vocab_size")?,
-            context: json.count("max_position_embeddings")?.unwrap_or(DEFAULT_CONTEXT),
-            rms_eps: json.number(&json.root, "rms_norm_eps")?.unwrap_or(DEFAULT_RMS_EPS),
-            rope_theta,
-            rope,
+            key_length: said.is_some() || family == Family::Llama,
+            vocab: count("vocab_size", defaults.vocab)?,
+            context: count("max_position_embeddings", Some(defaults.context))?,
+            rms_eps: json.number(&json.root, "rms_norm_eps")?.unwrap_or(defaults.rms_eps),
+            rope: Rope::read(&json, family, hidden, heads)?,
+            window,
+            softcap,
             tied: json.get("tie_word_embeddings").and_then(Value::as_bool),
             json,
         })
     }
 }
 
-fn check_family(json: &Json) -> Result<()> {
-    let architecture = json.root.pointer("/architectures/0").and_then(Value::as_str);
-    if architecture != Some(ARCHITECTURE) {
-        return Err(json.refuse(format!(
-            "architecture {}; only {ARCHITECTURE} is read directly. Convert the model with llama.cpp's \
-             convert_hf_to_gguf.py and give the GGUF",
-            architecture.unwrap_or("not given"),
-        )));
+/// Embedding models and rerankers share the architecture of text models, but their GGUF says more.
+fn check_text_model(dir: &Path, json: &Json) -> Result<()> {
+    let folder = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+    let names = [
+        folder.file_name().unwrap_or_default().to_string_lossy().to_lowercase(),
+        json.get("_name_or_path").and_then(Value::as_str).unwrap_or_default().to_lowercase(),
+    ];
+    if dir.join("modules.json").exists() || names.iter().any(|name| name.contains("qwen3-reranker")) {
+        return Err(json.refuse(format!("an embedding or reranking model is not read directly; {WAY_OUT}")));
     }
-    if json.get("quantization_config").is_some() {
-        return Err(json.refuse("the checkpoint is quantized; give the original weights or a GGUF"));
+    Ok(())
+}
+
+/// Puts a `text_config` over the configuration of a model that sees more than text.
+fn text_part(json: &mut Json) {
+    let Some(Value::Object(text)) = json.root.get("text_config").cloned() else { return };
+    let Some(root) = json.root.as_object_mut() else { return };
+    for (key, value) in text {
+        // The converter takes names and tokens from the outer one, as far as it has them.
+        let outer = key.ends_with("_token_id") || key == "_name_or_path" || key == "architectures";
+        if !(outer && root.get(&key).is_some_and(|v| !v.is_null())) {
+            root.insert(key, value);
+        }
     }
-    match json.get("hidden_act").map(|v| v.as_str()) {
-        None | Some(Some("silu")) => Ok(()),
+}
+
+fn check_activation(json: &Json, family: Family) -> Result<()> {
+    let (key, known) = family.activation();
+    match json.get(key).map(|v| v.as_str()) {
+        None => Ok(()),
+        Some(Some(act)) if act == known => Ok(()),
         Some(act) => Err(json.refuse(format!(
-            "hidden_act {}: llama.cpp computes silu for this family",
+            "{key} {}: llama.cpp computes {known} for this family",
             act.unwrap_or("is no string")
         ))),
     }
 }
 
-/// Scaling and base frequency, from `rope_parameters` (transformers 5) or `rope_scaling` and `rope_theta`.
-fn rope(json: &Json) -> Result<(RopeScaling, f64)> {
-    let absent = Value::Null;
-    let rope = json.get("rope_parameters").or(json.get("rope_scaling")).unwrap_or(&absent);
-    let theta = match json.number(rope, "rope_theta")? {
-        Some(theta) => theta,
-        None => json.number(&json.root, "rope_theta")?.unwrap_or(DEFAULT_ROPE_THETA),
-    };
-    if theta <= 0.0 {
-        return Err(json.refuse("rope_theta must be positive"));
+/// The window of Gemma 3. llama.cpp takes for granted that each sixth block has none.
+fn gemma_window(json: &Json, layers: u64, default: Option<u64>) -> Result<Option<u64>> {
+    if json.get("attn_logit_softcapping").is_some() {
+        return Err(
+            json.refuse("attn_logit_softcapping is set, which llama.cpp does not compute for this family")
+        );
     }
-    let kind = rope.get("rope_type").or(rope.get("type")).and_then(Value::as_str).unwrap_or("default");
-    let number = |key: &str, default: Option<f64>| {
-        json.number(rope, key)?
-            .or(default)
-            .filter(|x| *x > 0.0)
-            .ok_or_else(|| json.refuse(format!("rope scaling '{kind}' needs a positive {key}")))
-    };
-    let scaling = match kind {
-        "default" => RopeScaling::None,
-        "linear" => RopeScaling::Linear(number("factor", None)?),
-        "llama3" => {
-            // The converter's fallbacks.
-            let (low, high) = (number("low_freq_factor", Some(1.0))?, number("high_freq_factor", Some(4.0))?);
-            if low >= high {
-                return Err(json.refuse(format!("rope scaling: low_freq_factor {low} is not below {high}")));
-            }
-            RopeScaling::Llama3 {
-                factor: number("factor", Some(8.0))?,
-                low,
-                high,
-                original_context: number("original_max_position_embeddings", Some(8192.0))?,
-            }
-        }
-        other => {
-            return Err(json.refuse(format!(
-                "rope scaling '{other}' is not read directly; convert the model with llama.cpp's \
-                 convert_hf_to_gguf.py and give the GGUF"
-            )));
-        }
-    };
-    Ok((scaling, theta))
-}
-
-/// Factors of llama.cpp's `rope_freqs.weight` for Llama 3's scaling: 1 for wavelengths that the original context
-/// holds often, `factor` for those that exceed it, a smooth transition between. f32 throughout, as PyTorch computes
-/// them for the converter.
-pub(super) fn rope_factors(config: &Config) -> Option<Vec<f32>> {
-    let RopeScaling::Llama3 { factor, low, high, original_context } = config.rope else { return None };
-    let base = config.rope_theta as f32;
-    let dim = config.head_dim;
-    let factors = (0..dim).step_by(2).map(|i| {
-        let frequency = 1.0 / base.powf(i as f32 / dim as f32);
-        let wavelength = 1.0 / frequency * std::f32::consts::TAU;
-        if f64::from(wavelength) < original_context / high {
-            1.0
-        } else if f64::from(wavelength) > original_context / low {
-            factor as f32
-        } else {
-            let smooth = (1.0 / wavelength * original_context as f32 - low as f32) / (high - low) as f32;
-            1.0 / ((1.0 - smooth) / factor as f32 + smooth)
-        }
+    let pattern = json.count("sliding_window_pattern")?.or(json.count("_sliding_window_pattern")?);
+    let full = |i: usize| i % 6 == 5;
+    let types = json.get("layer_types").and_then(Value::as_array);
+    let usual = types.is_none_or(|types| {
+        let kind = |i: usize| if full(i) { "full_attention" } else { "sliding_attention" };
+        types.len() as u64 == layers && types.iter().enumerate().all(|(i, t)| t == kind(i))
     });
-    Some(factors.collect())
+    match pattern {
+        Some(1) => Ok(None),
+        None | Some(6) if usual => Ok(json.count("sliding_window")?.or(default)),
+        _ => Err(json
+            .refuse("the blocks with a sliding window are not five of six, as llama.cpp takes them to be")),
+    }
 }

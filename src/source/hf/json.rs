@@ -54,11 +54,6 @@ impl Json {
             .transpose()
     }
 
-    /// A positive integer that must be present.
-    pub fn needed_count(&self, key: &str) -> Result<u64> {
-        self.count(key)?.ok_or_else(|| self.refuse(format!("{key} is missing")))
-    }
-
     /// A finite number, if `key` is present in `object`.
     pub fn number(&self, object: &Value, key: &str) -> Result<Option<f64>> {
         object

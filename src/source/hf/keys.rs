@@ -3,8 +3,10 @@
 //! Not taken over: what the converter reads from the model card, and the base name, finetune and version that it
 //! guesses from the parts of a model's name.
 
-use super::config::{Config, RopeScaling};
+use super::config::Config;
+use super::family::Family;
 use super::json::Json;
+use super::rope::{Scaling, magnitude};
 use super::vocabulary;
 use crate::error::Result;
 use crate::gguf::{GgmlType, Value as Kv};
@@ -16,7 +18,15 @@ const QUANTIZATION_VERSION: u32 = 2;
 
 /// All keys of the model in `dir`, whose matrices have type `ty` and which has `n_params` weights.
 pub(super) fn keys(dir: &Path, config: &Config, ty: GgmlType, n_params: u64) -> Result<Vec<(String, Kv)>> {
-    let mut kv = vec![pair("general.architecture", "llama".into()), pair("general.type", "model".into())];
+    let mut kv = vec![pair("general.architecture", config.family.architecture().into())];
+    if let Scaling::Long { original_context, long, .. } = &config.rope.scaling {
+        // The converter writes it with the tensors, before all else.
+        if !long.is_empty() {
+            let factor = magnitude(config.context, *original_context) as f32;
+            kv.push(pair("phi3.rope.scaling.attn_factor", Kv::F32(factor)));
+        }
+    }
+    kv.push(pair("general.type", "model".into()));
     push_sampling(&mut kv, dir)?;
     let (name, organization) = names(dir, config);
     kv.push(pair("general.name", name.as_str().into()));
@@ -26,7 +36,7 @@ pub(super) fn keys(dir: &Path, config: &Config, ty: GgmlType, n_params: u64) -> 
     kv.push(pair("general.size_label", size_label(n_params).as_str().into()));
     push_shape(&mut kv, config, ty);
     kv.push(pair("general.quantization_version", Kv::U32(QUANTIZATION_VERSION)));
-    vocabulary::push_keys(&mut kv, dir, config.vocab, &config.json)?;
+    vocabulary::push_keys(&mut kv, dir, config)?;
     Ok(kv)
 }
 
@@ -34,29 +44,66 @@ fn pair(key: &str, value: Kv) -> (String, Kv) {
     (key.to_owned(), value)
 }
 
-/// Everything in `llama.*`, and the file type.
+/// Everything in `<architecture>.*`, and the file type.
 fn push_shape(kv: &mut Vec<(String, Kv)>, config: &Config, ty: GgmlType) {
-    let mut put = |key: &str, value: Kv| kv.push((format!("llama.{key}"), value));
+    let arch = config.family.architecture();
+    let mut put = |key: &str, value: Kv| kv.push((format!("{arch}.{key}"), value));
     // Counts are at most u32::MAX, config.json's reader sees to it.
     let count = |n: u64| Kv::U32(n as u32);
     let real = |x: f64| Kv::F32(x as f32);
-    put("block_count", count(config.layers));
-    put("context_length", count(config.context));
-    put("embedding_length", count(config.hidden));
-    put("feed_forward_length", count(config.feed_forward));
-    put("attention.head_count", count(config.heads));
-    put("attention.head_count_kv", count(config.kv_heads));
-    if let RopeScaling::Linear(factor) = config.rope {
-        put("rope.scaling.type", "linear".into());
-        put("rope.scaling.factor", real(factor));
+    if let Scaling::Long { original_context, rotated, .. } = config.rope.scaling {
+        put("context_length", count(config.context));
+        put("rope.scaling.original_context_length", count(original_context));
+        put("embedding_length", count(config.hidden));
+        put("feed_forward_length", count(config.feed_forward));
+        put("block_count", count(config.layers));
+        put("attention.head_count", count(config.heads));
+        put("attention.head_count_kv", count(config.kv_heads));
+        put("attention.layer_norm_rms_epsilon", real(config.rms_eps));
+        put("rope.dimension_count", count(rotated));
+        put("rope.freq_base", real(config.rope.theta));
+    } else {
+        put("block_count", count(config.layers));
+        put("context_length", count(config.context));
+        put("embedding_length", count(config.hidden));
+        put("feed_forward_length", count(config.feed_forward));
+        put("attention.head_count", count(config.heads));
+        put("attention.head_count_kv", count(config.kv_heads));
+        match &config.rope.scaling {
+            Scaling::Linear(factor) => {
+                put("rope.scaling.type", "linear".into());
+                put("rope.scaling.factor", real(*factor));
+            }
+            Scaling::Yarn { factor, original_context, options } => {
+                put("rope.scaling.type", "yarn".into());
+                put("rope.scaling.factor", real(*factor));
+                put("rope.scaling.original_context_length", count(*original_context));
+                options.iter().for_each(|(key, x)| put(&format!("rope.scaling.{key}"), real(*x)));
+            }
+            Scaling::None | Scaling::Llama3 { .. } | Scaling::Long { .. } => {}
+        }
+        put("rope.freq_base", real(config.rope.theta));
+        if let Some(theta) = config.rope.theta_local {
+            put("rope.freq_base_swa", real(theta));
+        }
+        put("attention.layer_norm_rms_epsilon", real(config.rms_eps));
+        if config.key_length {
+            put("attention.key_length", count(config.head_dim));
+            put("attention.value_length", count(config.head_dim));
+        }
     }
-    put("rope.freq_base", real(config.rope_theta));
-    put("attention.layer_norm_rms_epsilon", real(config.rms_eps));
-    put("attention.key_length", count(config.head_dim));
-    put("attention.value_length", count(config.head_dim));
     kv.push(pair("general.file_type", Kv::U32(file_type(ty))));
-    kv.push(pair("llama.vocab_size", count(config.vocab)));
-    kv.push(pair("llama.rope.dimension_count", count(config.head_dim)));
+    let mut put = |key: &str, value: Kv| kv.push((format!("{arch}.{key}"), value));
+    if let Some(softcap) = config.softcap {
+        put("final_logit_softcapping", real(softcap));
+    }
+    if let Some(window) = config.window {
+        put("attention.sliding_window", count(window));
+    }
+    if matches!(config.family, Family::Llama | Family::Mistral) {
+        put("vocab_size", count(config.vocab));
+        put("rope.dimension_count", count(config.head_dim));
+    }
 }
 
 /// llama.cpp's number for files whose matrices have type `ty`.

@@ -1,12 +1,16 @@
-//! Hugging Face checkpoints of the Llama family, shown as the GGUF that llama.cpp's converter would make of them.
+//! Hugging Face checkpoints of the families in `family`, shown as the GGUF that llama.cpp's converter would make of them.
 
 mod config;
+mod family;
 pub(super) mod files;
 pub(super) mod json;
 mod keys;
 mod layout;
 pub mod pre_tokenizer;
+mod rope;
+mod sentence_piece;
 mod special;
+mod spm;
 mod vocabulary;
 
 pub use layout::separate_rows;
@@ -16,19 +20,20 @@ use super::shard::{Entry, Shard};
 use super::{SourceTensor, TensorSource, describe, digest};
 use crate::error::{Error, Result};
 use crate::gguf::{GgmlType, Value, encode};
-use config::{Config, rope_factors};
+use config::Config;
 pub(super) use layout::Slot;
-use layout::{is_redundant, slots};
+use layout::{is_redundant, plain_name, slots};
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 /// Files beside the weights that PyTorch users need.
-const COMPANIONS: [&str; 11] = [
+const COMPANIONS: [&str; 12] = [
     "config.json",
     "generation_config.json",
     "littlebit_config.json",
     "tokenizer.json",
+    "tokenizer.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -57,14 +62,14 @@ pub struct HfSource {
 /// Where a tensor's values come from.
 #[derive(Debug)]
 enum Origin {
-    /// `rope_freqs.weight`, computed from config.json.
+    /// Factors of rotations, from config.json.
     Computed(Vec<f32>),
-    /// A tensor of a shard; its rows are interleaved for so many rotary heads.
-    Stored { shard: usize, entry: Entry, rotary_heads: Option<usize> },
+    /// A tensor of a shard; its rows are interleaved for so many rotary heads, its values raised by `shift`.
+    Stored { shard: usize, entry: Entry, rotary_heads: Option<usize>, shift: f32 },
 }
 
-/// Tensors of a checkpoint by name, with the shard that holds them.
-pub(super) type Found<'a> = HashMap<&'a str, (usize, &'a Entry)>;
+/// Tensors of a checkpoint by their [`plain_name`], with the shard that holds them.
+pub(super) type Found<'a> = HashMap<String, (usize, &'a Entry)>;
 
 /// What stands in a checkpoint for tensors that it lacks.
 pub(super) trait Substitute {
@@ -83,7 +88,7 @@ impl Substitute for Complete {
 }
 
 impl HfSource {
-    /// Opens a directory with config.json, tokenizer.json and safetensors files, or one of those files in it.
+    /// Opens a directory with config.json, tokenizer.json or tokenizer.model, and safetensors files, or one of those in it.
     pub fn open(path: &Path) -> Result<Self> {
         Self::open_with(path, &mut Complete)
     }
@@ -116,7 +121,7 @@ fn map_tensors(
 ) -> Result<(Vec<SourceTensor>, Vec<Origin>, u64)> {
     let mut found = Found::new();
     for (s, shard) in shards.iter().enumerate() {
-        found.extend(shard.tensors.iter().map(|t| (t.name.as_str(), (s, t))));
+        found.extend(shard.tensors.iter().map(|t| (plain_name(&t.name), (s, t))));
     }
     // Every block has tensors of its own, so the files bound the number of blocks.
     if config.layers > found.len() as u64 {
@@ -124,12 +129,9 @@ fn map_tensors(
         return Err(config.json.refuse(what));
     }
     let (mut tensors, mut origins, mut elsewhere) = (Vec::new(), Vec::new(), 0);
-    if let Some(factors) = rope_factors(config) {
-        tensors.push(SourceTensor {
-            name: "rope_freqs.weight".to_owned(),
-            dims: vec![factors.len() as u64],
-            ty: GgmlType::F32,
-        });
+    for (name, factors) in rope::tensors(&config.rope, config.head_dim) {
+        let dims = vec![factors.len() as u64];
+        tensors.push(SourceTensor { name: name.to_owned(), dims, ty: GgmlType::F32 });
         origins.push(Origin::Computed(factors));
     }
     for slot in slots(config) {
@@ -151,13 +153,14 @@ fn map_tensors(
         let stored = entry.float(&shards[shard].path)?;
         let ty = if slot.shape.len() == 1 { GgmlType::F32 } else { stored };
         tensors.push(SourceTensor { name: slot.gguf, dims: slot.shape.iter().rev().copied().collect(), ty });
-        origins.push(Origin::Stored { shard, entry: entry.clone(), rotary_heads: slot.rotary_heads });
+        let (rotary_heads, shift) = (slot.rotary_heads, slot.shift);
+        origins.push(Origin::Stored { shard, entry: entry.clone(), rotary_heads, shift });
     }
-    let unknown =
-        found.into_iter().filter(|(name, _)| !is_redundant(name, config)).min_by_key(|(name, _)| *name);
+    let unknown = found.into_iter().filter(|(name, _)| !is_redundant(name, config));
+    let unknown = unknown.min_by(|(_, (_, a)), (_, (_, b))| a.name.cmp(&b.name));
     match unknown {
-        Some((name, (shard, _))) => {
-            Err(Error::tensor(&shards[shard].path, name, "the architecture has no such tensor"))
+        Some((_, (shard, t))) => {
+            Err(Error::tensor(&shards[shard].path, &t.name, "the architecture has no such tensor"))
         }
         None => Ok((tensors, origins, elsewhere)),
     }
@@ -182,7 +185,7 @@ impl TensorSource for HfSource {
 
     fn read_raw(&self, i: usize, out: &mut Vec<u8>) -> Result<()> {
         match &self.origins[i] {
-            Origin::Stored { shard, entry, rotary_heads }
+            Origin::Stored { shard, entry, rotary_heads, shift: 0.0 }
                 if entry.float(&self.shards[*shard].path)? == self.tensors[i].ty =>
             {
                 self.shards[*shard].read(entry, out)?;
@@ -199,8 +202,11 @@ impl TensorSource for HfSource {
     fn read_f32(&self, i: usize) -> Result<Vec<f32>> {
         match &self.origins[i] {
             Origin::Computed(values) => Ok(values.clone()),
-            Origin::Stored { shard, entry, rotary_heads } => {
-                let values = self.shards[*shard].read_f32(entry)?;
+            Origin::Stored { shard, entry, rotary_heads, shift } => {
+                let mut values = self.shards[*shard].read_f32(entry)?;
+                if *shift != 0.0 {
+                    values.iter_mut().for_each(|x| *x += shift);
+                }
                 Ok(interleaved(values, *rotary_heads, entry.shape[0] as usize))
             }
         }
@@ -209,7 +215,7 @@ impl TensorSource for HfSource {
     fn read_rows(&self, i: usize, first: usize, rows: usize) -> Result<Vec<f32>> {
         match &self.origins[i] {
             // Neighbouring rows of the GGUF stand together in the checkpoint, too.
-            Origin::Stored { shard, entry, rotary_heads: None } if entry.shape.len() == 2 => {
+            Origin::Stored { shard, entry, rotary_heads: None, .. } if entry.shape.len() == 2 => {
                 self.shards[*shard].read_rows(entry, first as u64, rows as u64)
             }
             _ => {

@@ -1,8 +1,9 @@
 //! Special tokens, the chat template and what is added around a text: from tokenizer.json's post-processor,
 //! tokenizer_config.json and config.json, in the converter's order of preference.
 
+use super::config::Config;
 use super::json::Json;
-use super::vocabulary::AddedToken;
+use super::vocabulary::{AddedToken, part};
 use crate::error::{Error, Result};
 use crate::gguf::{Array, Value as Kv};
 use serde_json::Value;
@@ -38,20 +39,31 @@ impl Added {
     }
 }
 
-/// Appends ids of special tokens, `add_*_token` flags and the chat template to `kv`.
+/// What happens to special tokens beyond the vocabulary.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Beyond {
+    Refuse,
+    Skip,
+}
+
+/// Appends ids of special tokens, `add_*_token` flags and the chat template to `kv`. `tokenizer` is tokenizer.json.
 pub(super) fn push_keys(
     kv: &mut Vec<(String, Kv)>,
     dir: &Path,
-    tokenizer: &Json,
-    added_tokens: &[AddedToken],
-    config: &Json,
+    tokenizer: Option<&Json>,
+    beyond: Beyond,
+    config: &Config,
 ) -> Result<()> {
+    let added_tokens: Vec<AddedToken> = match tokenizer.and_then(|t| Some((t, t.get("added_tokens")?))) {
+        Some((tokenizer, list)) => part(tokenizer, list, "added_tokens")?,
+        None => Vec::new(),
+    };
     let settings = Json::read_optional(dir.join("tokenizer_config.json"))?;
     // Text of the token in each role, as tokenizer_config.json has it and the post-processor corrects it.
     let mut texts: Vec<Option<String>> =
         ROLES.iter().map(|(role, _)| role_text(settings.as_ref(), role)).collect();
     let mut added = Added::default();
-    if let Some(processor) = tokenizer.get("post_processor") {
+    if let Some(processor) = tokenizer.and_then(|t| t.get("post_processor")) {
         let parts = processor["processors"].as_array().map_or(std::slice::from_ref(processor), Vec::as_slice);
         for part in parts {
             match part["type"].as_str() {
@@ -78,18 +90,21 @@ pub(super) fn push_keys(
         }
     }
     for (role, key) in ROLES {
-        let id = config.get(&format!("{role}_token_id")).and_then(Value::as_i64);
+        let id = config.json.get(&format!("{role}_token_id")).and_then(Value::as_i64);
         if id.is_some_and(|id| id < 0) {
-            return Err(config.refuse(format!("{role}_token_id is negative")));
+            return Err(config.json.refuse(format!("{role}_token_id is negative")));
         }
         if let Some(id) = id.filter(|_| !ids.iter().any(|(k, _)| k == key)) {
             ids.push((key, id as u64));
         }
     }
-    let n_tokens = config.needed_count("vocab_size")?;
+    let n_tokens = config.vocab;
     for (key, id) in ids {
         if id >= n_tokens {
-            return Err(config.refuse(format!("{key} is {id}, the vocabulary has {n_tokens} tokens")));
+            if beyond == Beyond::Skip {
+                continue;
+            }
+            return Err(config.json.refuse(format!("{key} is {id}, the vocabulary has {n_tokens} tokens")));
         }
         kv.push((key.to_owned(), Kv::U32(id as u32)));
     }

@@ -1,7 +1,9 @@
-//! tokenizer.json with byte-level BPE: tokens, their types, merges.
+//! The keys of a vocabulary. Which files it is read from; byte-level BPE of tokenizer.json: tokens, their types, merges.
 
+use super::config::Config;
+use super::family::{Family, WAY_OUT};
 use super::json::Json;
-use super::{pre_tokenizer, special};
+use super::{pre_tokenizer, special, spm};
 use crate::error::Result;
 use crate::gguf::{Array, Value as Kv};
 use serde::Deserialize;
@@ -11,11 +13,13 @@ use std::collections::HashMap;
 use std::path::Path;
 
 /// Token types of GGUF.
-mod token_type {
+pub(super) mod token_type {
     pub const NORMAL: i32 = 1;
+    pub const UNKNOWN: i32 = 2;
     pub const CONTROL: i32 = 3;
     pub const USER_DEFINED: i32 = 4;
     pub const UNUSED: i32 = 5;
+    pub const BYTE: i32 = 6;
 }
 
 /// A token that is cut out of a text before anything else happens to it.
@@ -27,7 +31,7 @@ pub(super) struct AddedToken {
     #[serde(default)]
     pub special: bool,
     /// Whether the token is matched in text after the normalizer; by default where it is not special.
-    normalized: Option<bool>,
+    pub normalized: Option<bool>,
 }
 
 impl AddedToken {
@@ -56,12 +60,20 @@ fn byte_of(letter: char) -> Option<u8> {
 /// A merge: "left right", or both sides on their own since transformers 4.45.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Merge {
+pub(super) enum Merge {
     Joined(String),
     Pair(String, String),
 }
 
 impl Merge {
+    /// What it makes.
+    pub fn joined(&self) -> String {
+        match self {
+            Merge::Joined(s) => s.replacen(' ', "", 1),
+            Merge::Pair(a, b) => [a.as_str(), b.as_str()].concat(),
+        }
+    }
+
     fn into_bytes(self) -> Vec<u8> {
         match self {
             Merge::Joined(s) => s.into_bytes(),
@@ -71,28 +83,85 @@ impl Merge {
     }
 }
 
-/// Appends all `tokenizer.*` keys for a vocabulary of `n_tokens` to `kv`.
-pub(super) fn push_keys(kv: &mut Vec<(String, Kv)>, dir: &Path, n_tokens: u64, config: &Json) -> Result<()> {
-    let tokenizer = Json::read(dir.join("tokenizer.json"))?;
-    check_kind(dir, &tokenizer)?;
+/// Appends all `tokenizer.*` keys of the model in `dir` to `kv`.
+pub(super) fn push_keys(kv: &mut Vec<(String, Kv)>, dir: &Path, config: &Config) -> Result<()> {
+    let settings = Json::read_optional(dir.join("tokenizer_config.json"))?;
+    let settings = settings.as_ref();
+    let has_model = dir.join("tokenizer.model").exists();
+    let tokenizer = match has_model {
+        true => Json::read_optional(dir.join("tokenizer.json"))?,
+        false => Some(Json::read(dir.join("tokenizer.json"))?),
+    };
+    let llama = matches!(config.family, Family::Llama | Family::Mistral);
+    if let (true, Some(prefix)) = (llama, settings.and_then(|s| s.root["add_prefix_space"].as_bool())) {
+        kv.push((ADD_SPACE.to_owned(), Kv::Bool(prefix)));
+    }
+    let class = settings.and_then(|s| s.root["tokenizer_class"].as_str());
+    match &tokenizer {
+        Some(tokenizer) if config.family == Family::Phi3 && class == Some("GPT2Tokenizer") => {
+            byte_level(kv, dir, tokenizer, settings, config)?;
+        }
+        _ if has_model => {
+            spm::of_model(dir, config.family, config.vocab, settings, tokenizer.as_ref())?.push_keys(kv);
+            special::push_keys(kv, dir, tokenizer.as_ref(), special::Beyond::Skip, config)?;
+        }
+        Some(tokenizer) if spm::is_sentence_piece(tokenizer) => {
+            let (vocabulary, space) = spm::of_merges(tokenizer, config.vocab, settings)?;
+            if !space && config.family != Family::Gemma3 {
+                set(kv, ADD_SPACE, Kv::Bool(false));
+            }
+            vocabulary.push_keys(kv);
+            special::push_keys(kv, dir, Some(tokenizer), special::Beyond::Skip, config)?;
+        }
+        Some(tokenizer) => byte_level(kv, dir, tokenizer, settings, config)?,
+        None => unreachable!("one of the two files was found"),
+    }
+    match config.family {
+        Family::Gemma3 => set(kv, ADD_SPACE, Kv::Bool(false)),
+        // The converter's rules for sizes of vocabularies: Code Llama's ...
+        _ if llama && config.vocab == 32_016 => set(kv, "tokenizer.ggml.eot_token_id", Kv::U32(32_010)),
+        // ... and that which the Granite and SmolLM models share.
+        _ if llama && config.vocab == 49_152 => set(kv, "tokenizer.ggml.add_bos_token", Kv::Bool(false)),
+        _ => {}
+    }
+    Ok(())
+}
+
+const ADD_SPACE: &str = "tokenizer.ggml.add_space_prefix";
+
+/// Puts a value in the place of another, or at the end.
+fn set(kv: &mut Vec<(String, Kv)>, key: &str, value: Kv) {
+    match kv.iter_mut().find(|(k, _)| k == key) {
+        Some((_, old)) => *old = value,
+        None => kv.push((key.to_owned(), value)),
+    }
+}
+
+/// Appends the keys of a byte-level vocabulary.
+fn byte_level(
+    kv: &mut Vec<(String, Kv)>,
+    dir: &Path,
+    tokenizer: &Json,
+    settings: Option<&Json>,
+    config: &Config,
+) -> Result<()> {
+    let kind = &tokenizer.root["model"]["type"];
+    if kind != "BPE" {
+        return Err(tokenizer.refuse(format!("a {kind} tokenizer; BPE is read directly. Else {WAY_OUT}")));
+    }
     let pre = pre_tokenizer::detect(&tokenizer.root).map_err(|why| {
         tokenizer.refuse(format!(
-            "the pre-tokenizer is not known: {why}. llama.cpp's convert_hf_to_gguf.py knows more of them; convert \
-             the model with it and give the GGUF"
+            "the pre-tokenizer is not known: {why}. llama.cpp's converter knows more of them; {WAY_OUT}"
         ))
     })?;
-    let settings = Json::read_optional(dir.join("tokenizer_config.json"))?;
-    if let Some(prefix) = settings.as_ref().and_then(|s| s.root["add_prefix_space"].as_bool()) {
-        kv.push(("tokenizer.ggml.add_space_prefix".to_owned(), Kv::Bool(prefix)));
-    }
-    let vocab: HashMap<String, u32> = part(&tokenizer, &tokenizer.root["model"]["vocab"], "model.vocab")?;
-    let merges: Vec<Merge> = part(&tokenizer, &tokenizer.root["model"]["merges"], "model.merges")?;
+    let vocab: HashMap<String, u32> = part(tokenizer, &tokenizer.root["model"]["vocab"], "model.vocab")?;
+    let merges: Vec<Merge> = part(tokenizer, &tokenizer.root["model"]["merges"], "model.merges")?;
     let own: Vec<AddedToken> = match tokenizer.get("added_tokens") {
-        Some(list) => part(&tokenizer, list, "added_tokens")?,
+        Some(list) => part(tokenizer, list, "added_tokens")?,
         None => Vec::new(),
     };
-    let added = added_tokens(&own, settings.as_ref(), &vocab)?;
-    let (tokens, types) = tokens(&tokenizer, vocab, &added, n_tokens)?;
+    let added = added_tokens(&own, settings, &vocab)?;
+    let (tokens, types) = tokens(tokenizer, vocab, &added, config.vocab)?;
     let mut push = |key: &str, value| kv.push((format!("tokenizer.ggml.{key}"), value));
     push("model", "gpt2".into());
     push("pre", pre.into());
@@ -101,33 +170,10 @@ pub(super) fn push_keys(kv: &mut Vec<(String, Kv)>, dir: &Path, n_tokens: u64, c
     if !merges.is_empty() {
         push("merges", Kv::Array(Array::Str(merges.into_iter().map(Merge::into_bytes).collect())));
     }
-    special::push_keys(kv, dir, &tokenizer, &own, config)?;
-    // The converter's rule for the vocabulary of this size that the Granite and SmolLM models share.
-    if n_tokens == 49_152 {
-        let key = "tokenizer.ggml.add_bos_token";
-        match kv.iter_mut().find(|(k, _)| k == key) {
-            Some((_, value)) => *value = Kv::Bool(false),
-            None => kv.push((key.to_owned(), Kv::Bool(false))),
-        }
-    }
-    Ok(())
+    special::push_keys(kv, dir, Some(tokenizer), special::Beyond::Refuse, config)
 }
 
-/// Only byte-level BPE is read; SentencePiece vocabularies need scores that tokenizer.json does not have.
-fn check_kind(dir: &Path, tokenizer: &Json) -> Result<()> {
-    let model = &tokenizer.root["model"];
-    let sentence_piece = dir.join("tokenizer.model").exists() || model["byte_fallback"] == true;
-    if model["type"] != "BPE" || sentence_piece {
-        let kind = if sentence_piece { "SentencePiece".to_owned() } else { model["type"].to_string() };
-        return Err(tokenizer.refuse(format!(
-            "a {kind} tokenizer; byte-level BPE is read directly. Convert the model with llama.cpp's \
-             convert_hf_to_gguf.py and give the GGUF"
-        )));
-    }
-    Ok(())
-}
-
-fn part<T: for<'a> Deserialize<'a>>(file: &Json, value: &Value, name: &str) -> Result<T> {
+pub(super) fn part<T: for<'a> Deserialize<'a>>(file: &Json, value: &Value, name: &str) -> Result<T> {
     T::deserialize(value).map_err(|e| file.refuse(format!("{name}: {e}")))
 }
 
@@ -196,7 +242,7 @@ fn tokens(
 }
 
 /// Some models forget to mark control tokens; their form gives them away.
-fn looks_special(token: &str) -> bool {
+pub(super) fn looks_special(token: &str) -> bool {
     let between = |start: &str, end: &str| token.starts_with(start) && token.ends_with(end);
     matches!(token, "<pad>" | "<mask>" | "<2mass>" | "[@BOS@]")
         || between("<|", "|>")
