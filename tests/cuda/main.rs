@@ -82,7 +82,9 @@ fn same(a: &[f32], b: &[f32]) -> bool {
 struct Placed {
     args: cuda::Args,
     y: Guarded<f32>,
-    _operands: (Guarded<u8>, [Guarded<f16>; 2], [Guarded<f32>; 2], Guarded<u8>),
+    _bytes: [Guarded<u8>; 2],
+    _halves: [Guarded<f16>; 2],
+    _floats: [Guarded<f32>; 2],
 }
 
 fn placed(case: &Case, d: &Data) -> Placed {
@@ -116,7 +118,7 @@ fn placed(case: &Case, d: &Data) -> Placed {
         plane: 0,
     };
     let args = args.with_work(work.as_mut_slice().as_mut_ptr() as u64);
-    Placed { args, y, _operands: (tile, [pre, post], [x, add], work) }
+    Placed { args, y, _bytes: [tile, work], _halves: [pre, post], _floats: [x, add] }
 }
 
 /// Runs chains of stages together on the host model. False where they cannot share launches.

@@ -34,7 +34,7 @@ struct kernel {
     bool plain;  // no barrier and no shuffle: may run as a loop
     bool factor; // takes lbf_args
     void (*factorize)(lbf_args);
-    void (*stage)(lbk_args);
+    void (*stage)(lbk_group);
 };
 
 constexpr kernel KERNELS[] = {
