@@ -4,9 +4,9 @@ use super::quantize::{Extent, Step};
 use super::scratch::Line;
 use half::f16;
 
-/// Most columns of a run whose signs are made indices first, a multiple of [`TABLE_COLS`]: the indices of two row blocks
-/// then stay in the first-level cache.
-pub(super) const INDEX_COLS: usize = 1536;
+/// Most columns of a run whose signs are made indices first, a multiple of [`TABLE_COLS`]: the indices of a group of row
+/// blocks, 256 KiB, then stay in the second-level cache beside the tables of some vectors.
+pub(super) const INDEX_COLS: usize = 2048;
 
 /// Lines of indices per 8 columns of a row block.
 pub(super) const INDEX_LINES: usize = 1;

@@ -25,8 +25,6 @@ const GROUP_BLOCKS: usize = 16;
 
 /// Columns of a batch from which signs are made indices first, by kernels that can.
 const INDEX_FROM: usize = 12;
-/// Row blocks whose indices are alive together.
-const INDEX_BLOCKS: usize = 2;
 
 /// Part `i` of `n` of `0..total`, as even as possible.
 fn share(total: usize, i: usize, n: usize) -> Range<usize> {
@@ -104,7 +102,7 @@ impl<'a> Stage<'a> {
     /// Lines of indices, for batches of columns that gain by them.
     fn index_lines(&self, batch: usize, mode: Mode) -> usize {
         let gain = mode == Mode::Int && batch >= INDEX_FROM;
-        if gain { INDEX_BLOCKS * self.index_cols() / 8 * INDEX_LINES } else { 0 }
+        if gain { GROUP_BLOCKS * self.index_cols() / 8 * INDEX_LINES } else { 0 }
     }
 
     /// Bytes of scratch memory that one thread needs for `n` columns, at any alignment. Bounded: it stops
@@ -193,10 +191,7 @@ impl<'a> Stage<'a> {
         let sums: &mut [A::Sums] = view(sums);
         let index = &mut rest[..self.index_lines(columns.len(), A::MODE)];
         let make_index = A::index(ops).filter(|_| !index.is_empty());
-        let (run_cols, group_blocks) = match make_index {
-            Some(_) => (self.index_cols(), INDEX_BLOCKS),
-            None => (ops.run_cols, GROUP_BLOCKS),
-        };
+        let run_cols = if make_index.is_some() { self.index_cols() } else { ops.run_cols };
 
         let mut state = [(Step { shift: 1.0, step: 0.0, unshift: 1.0 }, A::Start::default()); MAX_BATCH];
         for (c, t) in columns.clone().enumerate() {
@@ -208,8 +203,8 @@ impl<'a> Stage<'a> {
 
         let byte_cols = padded_cols(self.cols) / 8;
         let stride = byte_cols * TILE_ROWS;
-        for first in blocks.clone().step_by(group_blocks) {
-            let group = first..blocks.end.min(first + group_blocks);
+        for first in blocks.clone().step_by(GROUP_BLOCKS) {
+            let group = first..blocks.end.min(first + GROUP_BLOCKS);
             for from in (0..byte_cols).step_by(run_cols / 8) {
                 let to = byte_cols.min(from + run_cols / 8);
                 // On with the next columns of these row blocks, or else with the next row blocks.

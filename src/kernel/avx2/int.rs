@@ -118,104 +118,10 @@ fn halves(q: __m128i, p: &Patterns) -> (__m256i, __m256i) {
 #[target_feature(enable = "avx2,f16c")]
 pub(super) fn rows(run: &Run<'_>, sums: &mut [IntSums]) {
     assert!(run.byte_cols.is_multiple_of(2) && run.byte_cols <= RUN_COLS / 8);
-    match (run.index, run.vectors) {
-        (Some(index), vectors) => indexed(run, index, vectors, sums),
-        (None, 1) => row_blocks::<1>(run, sums),
-        (None, VECTORS) => row_blocks::<VECTORS>(run, sums),
-        (None, more) => unreachable!("{more} vectors"),
-    }
-}
-
-/// Writes the indices of lookups: for each 8 columns of a row block those of the lower group, then of the upper.
-#[target_feature(enable = "avx2,f16c")]
-pub(super) fn index(run: &Run<'_>, blocks: usize, index: &mut [Line]) {
-    let nibble = _mm256_set1_epi8(15);
-    for (b, lines) in run.index_of_blocks(blocks, index).enumerate() {
-        let tile = &run.tile[b * run.stride..][..32 * run.byte_cols];
-        for (bytes, line) in tile.chunks_exact(32).zip(lines) {
-            let line: *mut __m256i = line.0.as_mut_ptr().cast();
-            // SAFETY: 32 bytes of signs; a line is two vectors, aligned.
-            unsafe {
-                let v = _mm256_loadu_si256(bytes.as_ptr().cast());
-                _mm256_store_si256(line, _mm256_and_si256(v, nibble));
-                _mm256_store_si256(line.add(1), _mm256_and_si256(_mm256_srli_epi16::<4>(v), nibble));
-            }
-        }
-    }
-}
-
-/// Two row blocks, one vector and one half of the tables at a time: indices are then operands of shuffles in memory, and
-/// a table is loaded once for both blocks. What limits these loops on Zen 4 is the number of vector instructions, loads
-/// among them: 56 for 1024 products, instead of 72 with indices made on the way.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn indexed(run: &Run<'_>, index: &[Line], vectors: usize, sums: &mut [IntSums]) {
-    let (blocks, stride) = (sums.len() / vectors, run.index_stride());
-    assert!(run.byte_cols <= PIECE && index.len() >= blocks * stride);
-    for (i, sums) in sums.chunks_exact_mut(blocks).enumerate() {
-        let tables = &run.tables[i * run.table_stride..][..run.byte_cols];
-        let (pairs, last) = sums.as_chunks_mut::<2>();
-        for (b, pair) in pairs.iter_mut().enumerate() {
-            // SAFETY: checked above; a stride is not less than the lines of a block.
-            add(unsafe { indexed_blocks(index[2 * b * stride..].as_ptr(), stride, tables) }, pair);
-        }
-        if let [last] = last {
-            let index = index[(blocks - 1) * stride..].as_ptr();
-            // SAFETY: as above.
-            add(unsafe { indexed_blocks(index, stride, tables) }, std::array::from_mut(last));
-        }
-    }
-}
-
-/// `2 T` of rows `8 i ..` of `R` row blocks.
-///
-/// # Safety
-/// `index` is valid for as many lines as there are tables, so are the `R - 1` places `stride` lines further on.
-#[inline]
-#[target_feature(enable = "avx2")]
-unsafe fn indexed_blocks<const R: usize>(
-    index: *const Line,
-    stride: usize,
-    tables: &[Line],
-) -> [[__m256i; 4]; R] {
-    let zero = Half { all: _mm256_setzero_si256(), odd: _mm256_setzero_si256() };
-    let mut halves = [[zero; R]; 2];
-    for (half, sums) in halves.iter_mut().enumerate() {
-        for (i, line) in tables.iter().enumerate() {
-            let table: *const __m128i = line.0[32 * half..].as_ptr().cast();
-            // SAFETY: 32 of the line's bytes, aligned.
-            let (lower, upper) = unsafe { (_mm_load_si128(table), _mm_load_si128(table.add(1))) };
-            let (lower, upper) = (_mm256_broadcastsi128_si256(lower), _mm256_broadcastsi128_si256(upper));
-            for (r, sums) in sums.iter_mut().enumerate() {
-                // SAFETY: a line is two vectors, aligned.
-                let (a, b) = unsafe {
-                    let index: *const __m256i = index.add(r * stride + i).cast();
-                    (_mm256_load_si256(index), _mm256_load_si256(index.add(1)))
-                };
-                sums.add(_mm256_add_epi8(_mm256_shuffle_epi8(lower, a), _mm256_shuffle_epi8(upper, b)));
-            }
-        }
-    }
-    let [low, high] = halves;
-    let mut out = [[_mm256_setzero_si256(); 4]; R];
-    for (out, halves) in out.iter_mut().zip(low.into_iter().zip(high)) {
-        *out = doubled(halves.into());
-    }
-    out
-}
-
-/// Adds vectors of eight rows to the sums of their row blocks.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn add<const R: usize>(rows: [[__m256i; 4]; R], sums: &mut [IntSums; R]) {
-    for (rows, sums) in rows.into_iter().zip(sums) {
-        for (v, sums) in rows.into_iter().zip(sums.chunks_exact_mut(8)) {
-            // SAFETY: eight integers.
-            unsafe {
-                let p: *mut __m256i = sums.as_mut_ptr().cast();
-                _mm256_storeu_si256(p, _mm256_add_epi32(_mm256_loadu_si256(p), v));
-            }
-        }
+    match run.vectors {
+        1 => row_blocks::<1>(run, sums),
+        VECTORS => row_blocks::<VECTORS>(run, sums),
+        more => unreachable!("{more} vectors"),
     }
 }
 
@@ -233,7 +139,13 @@ fn row_blocks<const N: usize>(run: &Run<'_>, sums: &mut [IntSums]) {
             let next = if end < run.byte_cols { tile.as_ptr_range().end } else { next };
             let tables = std::array::from_fn(|i| &run.tables[i * run.table_stride + first..][..end - first]);
             for (i, v) in row_block::<N>(tile, next, tables).into_iter().enumerate() {
-                add([v], std::array::from_mut(&mut sums[i * blocks + b]));
+                for (v, sums) in v.into_iter().zip(sums[i * blocks + b].chunks_exact_mut(8)) {
+                    // SAFETY: eight integers.
+                    unsafe {
+                        let p: *mut __m256i = sums.as_mut_ptr().cast();
+                        _mm256_storeu_si256(p, _mm256_add_epi32(_mm256_loadu_si256(p), v));
+                    }
+                }
             }
         }
     }

@@ -17,7 +17,7 @@ pub(super) const OPS: Ops = Ops {
     extent,
     int_tables: int::tables,
     f32_tables: exact::tables,
-    index: Some(int::index),
+    index: None,
     int_rows: int::rows,
     f32_rows: exact::rows,
     int_out: int::out,
