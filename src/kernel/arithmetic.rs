@@ -1,6 +1,6 @@
 //! The two ways to add up activations behind one interface, so that the loops over tiles exist once.
 
-use super::ops::{F32_LINES, F32Sums, INT_LINES, IntSums, Ops, Output, Run};
+use super::ops::{F32_LINES, F32Sums, INT_LINES, IndexOf, IntSums, Ops, Output, Run};
 use super::quantize::Step;
 use super::scratch::{LINE, Line};
 use bytemuck::Pod;
@@ -49,6 +49,8 @@ pub(super) trait Arithmetic {
     fn begin(start: Self::Start) -> Self::Sums;
     /// Most vectors of activations of a run.
     fn vectors(ops: &Ops) -> usize;
+    /// What may turn the signs of a run into indices.
+    fn index(ops: &Ops) -> Option<IndexOf>;
     unsafe fn rows(ops: &Ops, run: &Run<'_>, sums: &mut [Self::Sums]);
     unsafe fn out(ops: &Ops, sums: &Self::Sums, out: Output<'_>);
 }
@@ -79,6 +81,10 @@ impl Arithmetic for Int {
 
     fn vectors(ops: &Ops) -> usize {
         ops.vectors
+    }
+
+    fn index(ops: &Ops) -> Option<IndexOf> {
+        ops.index
     }
 
     unsafe fn rows(ops: &Ops, run: &Run<'_>, sums: &mut [IntSums]) {
@@ -116,6 +122,10 @@ impl Arithmetic for F32 {
 
     fn vectors(_: &Ops) -> usize {
         1
+    }
+
+    fn index(_: &Ops) -> Option<IndexOf> {
+        None
     }
 
     unsafe fn rows(ops: &Ops, run: &Run<'_>, sums: &mut [F32Sums]) {

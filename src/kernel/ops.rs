@@ -4,6 +4,13 @@ use super::quantize::{Extent, Step};
 use super::scratch::Line;
 use half::f16;
 
+/// Most columns of a run whose signs are made indices first, a multiple of [`TABLE_COLS`]: the indices of a group of row
+/// blocks, 256 KiB, then stay in the second-level cache beside the tables of some vectors.
+pub(super) const INDEX_COLS: usize = 2048;
+
+/// Lines of indices per 8 columns of a row block.
+pub(super) const INDEX_LINES: usize = 1;
+
 /// Columns summed in f32 before the sum moves on to f64 in `Mode::F32`.
 pub const F32_CHUNK: usize = 256;
 
@@ -63,6 +70,9 @@ pub(super) struct Run<'a> {
     pub table_stride: usize,
     /// Vectors of activations.
     pub vectors: usize,
+    /// What [`Ops::index`] made of these signs, if it was called.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    pub index: Option<&'a [Line]>,
     /// Whether the signs have yet to come from memory: no vectors of the same batch met them before.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub cold: bool,
@@ -70,6 +80,21 @@ pub(super) struct Run<'a> {
 
 #[cfg(target_arch = "x86_64")]
 impl Run<'_> {
+    /// Lines from the indices of one row block to those of the next.
+    #[inline]
+    pub fn index_stride(&self) -> usize {
+        INDEX_LINES * self.byte_cols.next_multiple_of(TABLE_COLS / 8)
+    }
+
+    /// The place of each row block's indices. Panics if there is too little.
+    pub fn index_of_blocks<'i>(
+        &self,
+        blocks: usize,
+        index: &'i mut [Line],
+    ) -> std::slice::ChunksExactMut<'i, Line> {
+        index[..blocks * self.index_stride()].chunks_exact_mut(self.index_stride())
+    }
+
     /// Where row block `b` begins, for prefetches; those from `blocks`, the number of the run, on are the next run's.
     #[inline]
     pub fn row_block(&self, b: usize, blocks: usize) -> *const u8 {
@@ -77,6 +102,10 @@ impl Run<'_> {
         self.tile.as_ptr().wrapping_add(at)
     }
 }
+
+/// Turns the signs of a run's row blocks into what an integer run looks up with, [`INDEX_LINES`] for each 8 columns,
+/// these padded to [`TABLE_COLS`].
+pub(super) type IndexOf = unsafe fn(run: &Run<'_>, blocks: usize, index: &mut [Line]);
 
 /// Adds the products of a run to `sums`: those of all row blocks of the first vector, then of the next.
 /// `Mode::F32` sums chunks of [`F32_CHUNK`] columns from the first of the run.
@@ -94,6 +123,8 @@ pub(super) struct Ops {
     pub extent: ExtentOf,
     pub int_tables: IntTables,
     pub f32_tables: F32Tables,
+    /// For kernels that gain by it when many vectors of activations meet the same signs.
+    pub index: Option<IndexOf>,
     pub int_rows: Rows<IntSums>,
     pub f32_rows: Rows<F32Sums>,
     pub int_out: Out<IntSums>,
@@ -124,26 +155,40 @@ mod tests {
         for kernel in available() {
             let ops = kernel.ops();
             let mut tables = vec![Line::ZERO; cols.next_multiple_of(TABLE_COLS) / 8];
-            let (mut sums, run) = (Vec::new(), ops.run_cols / 8);
             // SAFETY: the kernel is available.
-            unsafe {
-                let start = (ops.int_tables)(&x, None, UNIT, &mut tables);
-                sums.resize(rows / 32, [start; 32]);
-                for from in (0..cols / 8).step_by(run) {
-                    let run = Run {
+            let start = unsafe { (ops.int_tables)(&x, None, UNIT, &mut tables) };
+            let ways = [Some((ops.run_cols, None)), ops.index.map(|index| (INDEX_COLS, Some(index)))];
+            for (run_cols, index) in ways.into_iter().flatten() {
+                let (mut sums, run_bytes) = (vec![[start; 32]; rows / 32], run_cols / 8);
+                let mut indices = vec![Line::ZERO; rows / 32 * INDEX_LINES * run_bytes];
+                for from in (0..cols / 8).step_by(run_bytes) {
+                    let mut run = Run {
                         tile: &signs.as_bytes()[from * 32..],
                         stride: cols / 8 * 32,
                         next: 0,
-                        byte_cols: run.min(cols / 8 - from),
+                        byte_cols: run_bytes.min(cols / 8 - from),
                         tables: &tables[from..],
                         table_stride: 0,
                         vectors: 1,
+                        index: None,
                         cold: true,
                     };
-                    (ops.int_rows)(&run, &mut sums);
+                    // SAFETY: the kernel is available.
+                    unsafe {
+                        if let Some(index) = index {
+                            index(&run, rows / 32, &mut indices);
+                            run.index = Some(&indices);
+                        }
+                        (ops.int_rows)(&run, &mut sums);
+                    }
                 }
+                assert_eq!(
+                    sums.as_flattened(),
+                    want,
+                    "{kernel} {rows} x {cols}, indices: {}",
+                    index.is_some()
+                );
             }
-            assert_eq!(sums.as_flattened(), want, "{kernel} {rows} x {cols}");
         }
     }
 

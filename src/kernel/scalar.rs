@@ -5,8 +5,18 @@ use super::quantize::{Step, eight, extent};
 use super::scratch::Line;
 use half::f16;
 
-pub(super) const OPS: Ops =
-    Ops { run_cols: 2048, vectors: 1, extent, int_tables, f32_tables, int_rows, f32_rows, int_out, f32_out };
+pub(super) const OPS: Ops = Ops {
+    run_cols: 2048,
+    vectors: 1,
+    extent,
+    int_tables,
+    f32_tables,
+    index: None,
+    int_rows,
+    f32_rows,
+    int_out,
+    f32_out,
+};
 
 /// All 16 signed sums of four values: entry `i` adds `v_j` where bit `j` is set and subtracts it elsewhere.
 fn signed_sums<T>(v: [T; 4]) -> [T; 16]

@@ -2,7 +2,7 @@
 
 use super::Kernel;
 use super::arithmetic::{Arithmetic, F32, Int, Mode};
-use super::ops::{Ops, Output, Run, TABLE_COLS};
+use super::ops::{INDEX_COLS, INDEX_LINES, Ops, Output, Run, TABLE_COLS};
 use super::quantize::Step;
 use super::scratch::{LINE, lines, view};
 use crate::bits::{TILE_ROWS, padded_cols, padded_rows, tile_bytes};
@@ -22,6 +22,9 @@ const MIN_BATCH: usize = 4;
 /// Row blocks whose sums are alive together, and whose signs stay in the second-level cache while the columns
 /// of a batch pass over them: 64 KiB for each 1024 columns of a run. Half and twice as many are as fast.
 const GROUP_BLOCKS: usize = 16;
+
+/// Columns of a batch from which signs are made indices first, by kernels that can.
+const INDEX_FROM: usize = 12;
 
 /// Part `i` of `n` of `0..total`, as even as possible.
 fn share(total: usize, i: usize, n: usize) -> Range<usize> {
@@ -91,12 +94,23 @@ impl<'a> Stage<'a> {
         (BATCH_BYTES / bytes).clamp(MIN_BATCH, MAX_BATCH).min(n).max(1)
     }
 
+    /// Columns of a run whose signs are made indices first: runs of equal length.
+    fn index_cols(&self) -> usize {
+        self.cols.div_ceil(self.cols.div_ceil(INDEX_COLS)).next_multiple_of(TABLE_COLS)
+    }
+
+    /// Lines of indices, for batches of columns that gain by them.
+    fn index_lines(&self, batch: usize, mode: Mode) -> usize {
+        let gain = mode == Mode::Int && batch >= INDEX_FROM;
+        if gain { GROUP_BLOCKS * self.index_cols() / 8 * INDEX_LINES } else { 0 }
+    }
+
     /// Bytes of scratch memory that one thread needs for `n` columns, at any alignment. Bounded: it stops
     /// growing at 32 columns.
     pub fn work_size(&self, n: usize, mode: Mode) -> usize {
         let batch = self.batch(n, mode);
         let sums = GROUP_BLOCKS * batch * mode.sum_lines();
-        (self.tables_per_column(mode) * batch + sums) * LINE + LINE - 1
+        (self.tables_per_column(mode) * batch + sums + self.index_lines(batch, mode)) * LINE + LINE - 1
     }
 
     /// Computes thread `ith`'s share (of `nth`) of `n` columns: `y = add + post * (S (pre * x))`.
@@ -173,7 +187,11 @@ impl<'a> Stage<'a> {
     ) {
         let per_column = self.tables_per_column(A::MODE);
         let (tables, rest) = lines(work).split_at_mut(per_column * columns.len());
-        let sums: &mut [A::Sums] = view(&mut rest[..GROUP_BLOCKS * columns.len() * A::MODE.sum_lines()]);
+        let (sums, rest) = rest.split_at_mut(GROUP_BLOCKS * columns.len() * A::MODE.sum_lines());
+        let sums: &mut [A::Sums] = view(sums);
+        let index = &mut rest[..self.index_lines(columns.len(), A::MODE)];
+        let make_index = A::index(ops).filter(|_| !index.is_empty());
+        let run_cols = if make_index.is_some() { self.index_cols() } else { ops.run_cols };
 
         let mut state = [(Step { shift: 1.0, step: 0.0, unshift: 1.0 }, A::Start::default()); MAX_BATCH];
         for (c, t) in columns.clone().enumerate() {
@@ -187,30 +205,41 @@ impl<'a> Stage<'a> {
         let stride = byte_cols * TILE_ROWS;
         for first in blocks.clone().step_by(GROUP_BLOCKS) {
             let group = first..blocks.end.min(first + GROUP_BLOCKS);
-            for (sums, state) in sums.chunks_exact_mut(group.len()).zip(&state[..columns.len()]) {
-                sums.fill(A::begin(state.1));
-            }
-            for from in (0..byte_cols).step_by(ops.run_cols / 8) {
-                let to = byte_cols.min(from + ops.run_cols / 8);
+            for from in (0..byte_cols).step_by(run_cols / 8) {
+                let to = byte_cols.min(from + run_cols / 8);
                 // On with the next columns of these row blocks, or else with the next row blocks.
                 let next = if to < byte_cols {
                     (to - from) * TILE_ROWS
                 } else {
                     group.len() * stride - from * TILE_ROWS
                 };
+                let mut run = Run {
+                    tile: &self.tile[first * stride + from * TILE_ROWS..],
+                    stride,
+                    next,
+                    byte_cols: to - from,
+                    tables,
+                    table_stride: per_column,
+                    vectors: 0,
+                    index: None,
+                    cold: true,
+                };
+                if let Some(make) = make_index {
+                    // SAFETY: this CPU has what `ops` needs.
+                    unsafe { make(&run, group.len(), index) };
+                    run.index = Some(&*index);
+                }
                 for c in (0..columns.len()).step_by(A::vectors(ops)) {
                     let vectors = A::vectors(ops).min(columns.len() - c);
-                    let run = Run {
-                        tile: &self.tile[first * stride + from * TILE_ROWS..],
-                        stride,
-                        next,
-                        byte_cols: to - from,
-                        tables: &tables[c * per_column + from * A::MODE.table_lines()..],
-                        table_stride: per_column,
-                        vectors,
-                        cold: c == 0,
-                    };
+                    run.tables = &tables[c * per_column + from * A::MODE.table_lines()..];
+                    run.vectors = vectors;
+                    run.cold = c == 0;
                     let sums = &mut sums[c * group.len()..][..vectors * group.len()];
+                    if from == 0 {
+                        for (sums, state) in sums.chunks_exact_mut(group.len()).zip(&state[c..]) {
+                            sums.fill(A::begin(state.1));
+                        }
+                    }
                     // SAFETY: this CPU has what `ops` needs.
                     unsafe { A::rows(ops, &run, sums) };
                     if to < byte_cols {

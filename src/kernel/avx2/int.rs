@@ -1,11 +1,11 @@
 //! Integer tables of two 7-bit halves ("L7H7").
 //!
-//! A byte shuffle looks up bytes, but a sum of four 14-bit activations has 14 bits and a sign. The sign goes
-//! first: `T[i]` is the sum of `|q_j|` over the members of a group whose sign agrees with bit `j` of `i`, so
-//! `sum_j s_j q_j = 2 T[i] - sum_j |q_j|` with `0 <= T <= 16383`, and the last term is one constant for all
-//! rows. The 14 bits are split into two halves of 7, because then two lookups still add up in a byte and the
-//! costly widening to 16 bits happens once per 8 columns. (Halves of 6 bits would allow four lookups and save
-//! two operations of fifteen, with activations four times as coarse; see specs/results.md.)
+//! A byte shuffle looks up bytes, but a sum `S` of four 14-bit activations has 14 bits and a sign. All 16 sums of a
+//! group are even or all are odd, so half of them, rounded down, says as much: `S = 2 T - 16384 + odd` with
+//! `0 <= T <= 16383`, and the other terms are one constant for all rows. The 14 bits are split into two halves of 7,
+//! because then two lookups still add up in a byte and the costly widening to 16 bits happens once per 8 columns.
+//! (Halves of 6 bits would allow four lookups and save two operations of fifteen, with activations four times as
+//! coarse; see specs/results.md.)
 
 use super::super::ops::{IntSums, Output, Run};
 use super::super::pages;
@@ -27,18 +27,24 @@ pub(super) const VECTORS: usize = 2;
 /// How many bytes of signs ahead of the lookups memory is asked for: about a DRAM latency's worth of lookups.
 const PREFETCH: usize = 6144;
 
+/// What `S` is raised by so that it is not negative.
+const RAISE: i16 = 16384;
+
 /// A line holds the tables of two groups A, B of four columns: low halves of A and B, high halves of A and B,
-/// 16 bytes each. Returns minus the sum of `|q|`.
+/// 16 bytes each. Returns what is left of the sums of all groups without their `2 T`.
 #[target_feature(enable = "avx2,f16c")]
 pub(super) fn tables(x: &[f32], pre: Option<&[f16]>, step: Step, tables: &mut [Line]) -> i32 {
     let (shift, divisor) = (_mm256_set1_ps(step.shift), _mm256_set1_ps(step.step));
-    let ones = _mm_set1_epi16(1);
-    let mut total = _mm_setzero_si128();
+    let (one, zero) = (_mm_set1_epi16(1), _mm_setzero_si128());
+    let patterns = Patterns::new();
+    // One count for each group.
+    let mut odd = zero;
     each_eight(x, pre, tables.len(), |i, v| {
         let q = _mm256_cvtps_epi32(_mm256_div_ps(_mm256_mul_ps(v, shift), divisor));
         let q = _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256::<1>(q));
-        total = _mm_add_epi32(total, _mm_madd_epi16(_mm_abs_epi16(q), ones));
-        let (low, high) = agreeing_sums(q);
+        let odd_values = _mm_sad_epu8(_mm_and_si128(q, one), zero);
+        odd = _mm_add_epi16(odd, _mm_and_si128(odd_values, one));
+        let (low, high) = halves(q, &patterns);
         let line = tables[i].0.as_mut_ptr();
         // SAFETY: a line is 64 bytes, 64-byte aligned.
         unsafe {
@@ -46,50 +52,66 @@ pub(super) fn tables(x: &[f32], pre: Option<&[f16]>, step: Step, tables: &mut [L
             _mm256_store_si256(line.add(32).cast(), high);
         }
     });
-    let pairs = _mm_add_epi32(total, _mm_shuffle_epi32::<0b01_00_11_10>(total));
-    -_mm_cvtsi128_si32(_mm_add_epi32(pairs, _mm_shuffle_epi32::<0b10_11_00_01>(pairs)))
+    let odd = _mm_extract_epi16::<0>(odd) + _mm_extract_epi16::<4>(odd);
+    // Lookups end with the signs, at the next 16 columns.
+    let groups = x.len().next_multiple_of(16) / 4;
+    odd - i32::from(RAISE) * groups as i32
+}
+
+/// Shuffles of a lane that holds `q_0 .. q_3` and `-q_0 .. -q_3` of a group.
+struct Patterns {
+    /// First and second values of the sums `+-q_0 +- q_1` (entries 0 .. 4) and `+-q_2 +- q_3` (the same after them).
+    pairs: [__m256i; 2],
+    /// Second pair's sums for entries 0 .. 8 and 8 .. 16 of the group.
+    upper: [__m256i; 2],
+    /// `RAISE` for the sums of the first pair.
+    raise: __m256i,
+    negative: __m256i,
+}
+
+/// Words of [`Patterns::pairs`], [`Patterns::upper`].
+const WORDS: [[u8; 8]; 4] =
+    [[4, 0, 4, 0, 6, 2, 6, 2], [5, 5, 1, 1, 7, 7, 3, 3], [4, 4, 4, 4, 5, 5, 5, 5], [6, 6, 6, 6, 7, 7, 7, 7]];
+
+impl Patterns {
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn new() -> Self {
+        let mut shuffles = [_mm256_setzero_si256(); 4];
+        // Were the patterns known, LLVM would make two shuffles of each.
+        for (shuffle, words) in shuffles.iter_mut().zip(std::hint::black_box(WORDS)) {
+            let bytes: [u8; 16] = std::array::from_fn(|i| 2 * words[i / 2] + i as u8 % 2);
+            // SAFETY: sixteen bytes.
+            *shuffle = _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) });
+        }
+        let [first, second, lower, upper] = shuffles;
+        const ONES: i64 = 0x0001_0001_0001_0001;
+        let low_words = _mm256_set_epi64x(0, -1, 0, -1);
+        Patterns {
+            pairs: [first, second],
+            upper: [lower, upper],
+            raise: _mm256_and_si256(_mm256_set1_epi16(RAISE), low_words),
+            negative: _mm256_set_epi64x(-1, ONES, -1, ONES),
+        }
+    }
 }
 
 /// Low and high 7-bit halves of `T` for the groups `q[0..4]` (lower lane) and `q[4..8]` (upper lane).
-///
-/// `T[i] = sum over set bits j of q_j - sum of the negative q_j`: where `q_j < 0` a set bit then takes away
-/// again what the second sum gave, which is the same as counting `|q_j|` for clear bits only.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn agreeing_sums(q: __m128i) -> (__m256i, __m256i) {
-    // Byte shuffles on lanes that both hold q[0..4] | q[4..8] doubled: each lane sees its own four values
-    // twice, so one index pattern serves both. Value j is bytes 2j, 2j + 1; -1 gives 0.
-    let lanes = |p: [i8; 16]| {
-        // SAFETY: an array of sixteen bytes.
-        _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(p.as_ptr().cast()) })
-    };
-    const N: i8 = -1;
-    // Entries 0..4 (bits 0 and 1) in the low 8 bytes, the contributions of bits 2 and 3 in the high 8.
-    let first = lanes([N, N, 0, 1, N, N, 0, 1, N, N, 4, 5, N, N, 4, 5]);
-    let second = lanes([N, N, N, N, 2, 3, 2, 3, N, N, N, N, 6, 7, 6, 7]);
-    let first_offset = lanes([0, 1, 0, 1, 0, 1, 0, 1, 4, 5, 4, 5, 4, 5, 4, 5]);
-    let second_offset = lanes([2, 3, 2, 3, 2, 3, 2, 3, 6, 7, 6, 7, 6, 7, 6, 7]);
-    // Entries 0..8 and 8..16: the quad of bits 0, 1 plus the right contribution of bits 2, 3.
-    let quad = lanes([0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7]);
-    let upper_0 = lanes([8, 9, 8, 9, 8, 9, 8, 9, 10, 11, 10, 11, 10, 11, 10, 11]);
-    let upper_8 = lanes([12, 13, 12, 13, 12, 13, 12, 13, 14, 15, 14, 15, 14, 15, 14, 15]);
-
+fn halves(q: __m128i, p: &Patterns) -> (__m256i, __m256i) {
     let q = _mm256_permute4x64_epi64::<0b01_01_00_00>(_mm256_castsi128_si256(q));
-    let negative = _mm256_min_epi16(q, _mm256_setzero_si256());
-    let offset = _mm256_add_epi16(
-        _mm256_shuffle_epi8(negative, first_offset),
-        _mm256_shuffle_epi8(negative, second_offset),
-    );
-    let sums = _mm256_add_epi16(_mm256_shuffle_epi8(q, first), _mm256_shuffle_epi8(q, second));
-    let sums = _mm256_sub_epi16(sums, offset);
-    let quads = _mm256_shuffle_epi8(sums, quad);
-    let t0 = _mm256_add_epi16(quads, _mm256_shuffle_epi8(sums, upper_0));
-    let t8 = _mm256_add_epi16(quads, _mm256_shuffle_epi8(sums, upper_8));
-    let seven = _mm256_set1_epi16(127);
-    (
-        _mm256_packus_epi16(_mm256_and_si256(t0, seven), _mm256_and_si256(t8, seven)),
-        _mm256_packus_epi16(_mm256_srli_epi16::<7>(t0), _mm256_srli_epi16::<7>(t8)),
-    )
+    let q = _mm256_sign_epi16(q, p.negative);
+    let pairs = _mm256_add_epi16(_mm256_shuffle_epi8(q, p.pairs[0]), _mm256_shuffle_epi8(q, p.pairs[1]));
+    let pairs = _mm256_add_epi16(pairs, p.raise);
+    let first = _mm256_shuffle_epi32::<0b01_00_01_00>(pairs);
+    let s0 = _mm256_add_epi16(first, _mm256_shuffle_epi8(pairs, p.upper[0]));
+    let s8 = _mm256_add_epi16(first, _mm256_shuffle_epi8(pairs, p.upper[1]));
+    // T is half of the raised sum: bits 1 to 7 and 8 to 14.
+    let seven = _mm256_set1_epi16(0xfe);
+    let low = _mm256_packus_epi16(_mm256_and_si256(s0, seven), _mm256_and_si256(s8, seven));
+    let high = _mm256_packus_epi16(_mm256_srli_epi16::<8>(s0), _mm256_srli_epi16::<8>(s8));
+    (_mm256_srli_epi16::<1>(low), high)
 }
 
 /// Adds `2 T` of all lookups to the sums of every row block.
@@ -184,19 +206,26 @@ fn row_block<const N: usize>(tile: &[u8], next: *const u8, tables: [&[Line]; N])
         }
     }
     let mut out = [[_mm256_setzero_si256(); 4]; N];
-    for (out, [low, high]) in out.iter_mut().zip(halves) {
-        let (low, high) = (widen(low), widen(high));
-        let doubled =
-            |i: usize| _mm256_slli_epi32::<1>(_mm256_add_epi32(low[i], _mm256_slli_epi32::<7>(high[i])));
-        // `widen` leaves rows 4 i .. 4 i + 4 and 16 + 4 i .. in the lanes of vector i.
-        *out = [
-            _mm256_permute2x128_si256::<0x20>(doubled(0), doubled(1)),
-            _mm256_permute2x128_si256::<0x20>(doubled(2), doubled(3)),
-            _mm256_permute2x128_si256::<0x31>(doubled(0), doubled(1)),
-            _mm256_permute2x128_si256::<0x31>(doubled(2), doubled(3)),
-        ];
+    for (out, halves) in out.iter_mut().zip(halves) {
+        *out = doubled(halves);
     }
     out
+}
+
+/// `2 T` of rows `8 i ..` from the sums of both halves.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn doubled([low, high]: [Half; 2]) -> [__m256i; 4] {
+    let (low, high) = (widen(low), widen(high));
+    let doubled =
+        |i: usize| _mm256_slli_epi32::<1>(_mm256_add_epi32(low[i], _mm256_slli_epi32::<7>(high[i])));
+    // `widen` leaves rows 4 i .. 4 i + 4 and 16 + 4 i .. in the lanes of vector i.
+    [
+        _mm256_permute2x128_si256::<0x20>(doubled(0), doubled(1)),
+        _mm256_permute2x128_si256::<0x20>(doubled(2), doubled(3)),
+        _mm256_permute2x128_si256::<0x31>(doubled(0), doubled(1)),
+        _mm256_permute2x128_si256::<0x31>(doubled(2), doubled(3)),
+    ]
 }
 
 /// Sums of 32 bytes each, in 32 bits.

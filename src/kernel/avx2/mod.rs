@@ -17,6 +17,7 @@ pub(super) const OPS: Ops = Ops {
     extent,
     int_tables: int::tables,
     f32_tables: exact::tables,
+    index: None,
     int_rows: int::rows,
     f32_rows: exact::rows,
     int_out: int::out,
@@ -64,7 +65,7 @@ unsafe fn scales(p: *const f16) -> __m256 {
 }
 
 #[target_feature(enable = "avx2,f16c")]
-pub(super) fn extent(x: &[f32], pre: Option<&[f16]>) -> Extent {
+fn extent(x: &[f32], pre: Option<&[f16]>) -> Extent {
     let magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(i32::MAX));
     let (mut value, mut group) = (_mm256_setzero_si256(), _mm256_setzero_si256());
     each_eight(x, pre, x.len().div_ceil(8), |_, v| {

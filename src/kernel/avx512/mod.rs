@@ -1,23 +1,24 @@
 //! The AVX-512 kernel, for processors with VBMI and VNNI.
 //!
 //! Differs from AVX2 in how lookups are added up. `vpermb` looks every byte up in 64 entries, the tables of four
-//! groups, so the four lookups of a row can lie side by side in one 32-bit lane; `vpdpbusd` then adds them to 32-bit
-//! sums in one operation. Entries may use all of a signed byte, sums never overflow a run, and signs stay signs: no
-//! constant is taken off at the end. What it costs is to bring the signs into that order, once for all vectors of
-//! activations.
+//! groups, so the four lookups of a row can lie side by side in one 32-bit lane. Two such lookups add up in bytes, then
+//! `vpdpbusd` adds them to 32-bit sums in one operation. Sums never overflow a run. What it costs is to bring the signs
+//! into that order, once for all vectors of activations.
 
 mod rows;
 mod tables;
+mod values;
 
-use super::avx2::{self, exact, int};
+use super::avx2::{exact, int};
 use super::ops::Ops;
 
 pub(super) const OPS: Ops = Ops {
     run_cols: rows::RUN_COLS,
     vectors: rows::VECTORS,
-    extent: avx2::extent,
+    extent: values::extent,
     int_tables: tables::tables,
     f32_tables: exact::tables,
+    index: Some(rows::index),
     int_rows: rows::rows,
     f32_rows: exact::rows,
     int_out: int::out,

@@ -17,88 +17,111 @@ pub(super) const VECTORS: usize = 4;
 /// How many bytes of signs ahead of the lookups memory is asked for, in each row block.
 const PREFETCH: usize = 4096;
 
+/// Indices of 32 columns of a row block: of rows 0 .. 16, 16 .. 32, in the lower and the upper groups of each 8 columns.
+type Index = [[__m512i; 2]; 2];
+
 /// Adds the lookups of all columns to the sums of every row block.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
 pub(super) fn rows(run: &Run<'_>, sums: &mut [IntSums]) {
-    match run.vectors {
-        1 => vectors::<1>(run, sums),
-        2 => vectors::<2>(run, sums),
-        3 => vectors::<3>(run, sums),
-        VECTORS => vectors::<VECTORS>(run, sums),
-        more => unreachable!("{more} vectors"),
+    match (run.vectors, run.index) {
+        (1, None) => vectors::<1, false>(run, &[], sums),
+        (2, None) => vectors::<2, false>(run, &[], sums),
+        (3, None) => vectors::<3, false>(run, &[], sums),
+        (VECTORS, None) => vectors::<VECTORS, false>(run, &[], sums),
+        (1, Some(index)) => vectors::<1, true>(run, index, sums),
+        (2, Some(index)) => vectors::<2, true>(run, index, sums),
+        (3, Some(index)) => vectors::<3, true>(run, index, sums),
+        (VECTORS, Some(index)) => vectors::<VECTORS, true>(run, index, sums),
+        (more, _) => unreachable!("{more} vectors"),
     }
+}
+
+/// Writes the indices of the lookups of `blocks` row blocks.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
+pub(super) fn index(run: &Run<'_>, blocks: usize, index: &mut [Line]) {
+    check(run, blocks);
+    let order = Order::new();
+    for (b, lines) in run.index_of_blocks(blocks, index).enumerate() {
+        for (unit, lines) in lines.chunks_exact_mut(UNIT_LINES).enumerate() {
+            // SAFETY: this unit of this row block was checked to exist.
+            let index = unsafe { order.unit(run, b, unit) };
+            for (line, index) in lines.iter_mut().zip(index.as_flattened()) {
+                // SAFETY: a line is 64 bytes, 64-byte aligned.
+                unsafe { _mm512_store_si512(line.0.as_mut_ptr().cast(), *index) };
+            }
+        }
+    }
+}
+
+/// Units of a run. Panics if it has not the signs of so many row blocks.
+fn check(run: &Run<'_>, blocks: usize) -> usize {
+    assert!(run.byte_cols.is_multiple_of(2));
+    assert!(blocks == 0 || run.tile.len() >= (blocks - 1) * run.stride + 32 * run.byte_cols);
+    run.byte_cols.div_ceil(4)
 }
 
 /// Two row blocks at a time, which halves the loads of tables and gives the adders independent chains.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
-fn vectors<const N: usize>(run: &Run<'_>, sums: &mut [IntSums]) {
-    let (blocks, units) = (sums.len() / N, run.byte_cols.div_ceil(4));
-    assert!(run.byte_cols.is_multiple_of(2) && sums.len() == N * blocks);
-    assert!(blocks == 0 || run.tile.len() >= (blocks - 1) * run.stride + 32 * run.byte_cols);
+fn vectors<const N: usize, const INDEXED: bool>(run: &Run<'_>, index: &[Line], sums: &mut [IntSums]) {
+    let blocks = sums.len() / N;
+    let units = check(run, blocks);
+    assert!(sums.len() == N * blocks);
     assert!(run.tables.len() >= (N - 1) * run.table_stride + UNIT_LINES * units);
+    assert!(!INDEXED || index.len() >= run.index_stride() * blocks);
     for b in (0..blocks & !1).step_by(2) {
-        pages::ahead(run, b, blocks);
+        if !INDEXED {
+            pages::ahead(run, b, blocks);
+        }
         // SAFETY: the lengths were checked.
-        unsafe { row_blocks::<2, N>(run, b, blocks, sums) }
+        unsafe { row_blocks::<2, N, INDEXED>(run, index, b, blocks, sums) }
     }
     if blocks % 2 == 1 {
         // SAFETY: as above.
-        unsafe { row_blocks::<1, N>(run, blocks - 1, blocks, sums) }
+        unsafe { row_blocks::<1, N, INDEXED>(run, index, blocks - 1, blocks, sums) }
     }
 }
 
 /// `R` row blocks from `first` of `blocks`.
 ///
 /// # Safety
-/// `run` has these blocks and tables of `N` vectors.
+/// `run` has these blocks and tables of `N` vectors, `index` the indices of all blocks if `INDEXED`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
-unsafe fn row_blocks<const R: usize, const N: usize>(
+unsafe fn row_blocks<const R: usize, const N: usize, const INDEXED: bool>(
     run: &Run<'_>,
+    index: &[Line],
     first: usize,
     blocks: usize,
     sums: &mut [IntSums],
 ) {
     let order = Order::new();
-    let mut acc = [[[_mm512_setzero_si512(); 2]; N]; R];
-    let tile = run.tile.as_ptr().wrapping_add(first * run.stride);
+    let zero = _mm512_setzero_si512();
+    let mut acc = [[[zero; 2]; N]; R];
     let bytes = 32 * run.byte_cols;
-    // The row blocks that are read after these, and where the byte after these blocks' last would lie if those
-    // followed at once.
-    let beyond = run.row_block(first + R, blocks).wrapping_sub(bytes);
-    for unit in 0..run.byte_cols / 4 {
-        let ahead = 128 * unit + PREFETCH;
-        let ahead = if ahead < bytes { tile } else { beyond }.wrapping_add(ahead);
-        let mut signs = [[_mm512_setzero_si512(); 2]; R];
-        for (r, signs) in signs.iter_mut().enumerate() {
-            let w = tile.wrapping_add(r * run.stride + 128 * unit);
-            // SAFETY: 128 bytes of row block r; a prefetch may point anywhere.
+    let units = run.byte_cols.div_ceil(4);
+    // Where these row blocks begin, and where they would if the ones that are read after them followed at once.
+    let (tile, beyond) = (run.row_block(first, blocks), run.row_block(first + R, blocks).wrapping_sub(bytes));
+    for unit in 0..units {
+        let mut lookups = [[[zero; 2]; 2]; R];
+        for (r, lookups) in lookups.iter_mut().enumerate() {
+            // SAFETY: the unit is there; a prefetch may point anywhere.
             unsafe {
-                let ahead = ahead.wrapping_add(r * run.stride);
+                if INDEXED {
+                    let lines = index.as_ptr().add((first + r) * run.index_stride() + UNIT_LINES * unit);
+                    *lookups = lines.cast::<Index>().read();
+                    continue;
+                }
+                let ahead = 128 * unit + PREFETCH;
+                let ahead = if ahead < bytes { tile } else { beyond }.wrapping_add(ahead + r * run.stride);
                 _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
                 _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(64).cast());
-                let v = [_mm512_loadu_si512(w.cast()), _mm512_loadu_si512(w.add(64).cast())];
-                *signs = order.by_row(v);
+                *lookups = order.unit(run, first + r, unit);
             }
         }
         // SAFETY: the unit's lines of every vector.
         unsafe {
-            add_unit(&order, signs, run.tables.as_ptr().add(UNIT_LINES * unit), run.table_stride, &mut acc)
-        };
-    }
-    if run.byte_cols % 4 == 2 {
-        let unit = run.byte_cols / 4;
-        let mut signs = [[_mm512_setzero_si512(); 2]; R];
-        for (r, signs) in signs.iter_mut().enumerate() {
-            // SAFETY: 64 bytes of row block r.
-            let v = unsafe { _mm512_loadu_si512(tile.add(r * run.stride + 128 * unit).cast()) };
-            // Tables of the 16 columns that do not exist are 0.
-            *signs = order.by_row([v, _mm512_setzero_si512()]);
-        }
-        // SAFETY: as above, tables are padded to 32 columns.
-        unsafe {
-            add_unit(&order, signs, run.tables.as_ptr().add(UNIT_LINES * unit), run.table_stride, &mut acc)
+            add_unit(&order, &lookups, run.tables.as_ptr().add(UNIT_LINES * unit), run.table_stride, &mut acc)
         };
     }
     for (r, acc) in acc.iter().enumerate() {
@@ -107,7 +130,8 @@ unsafe fn row_blocks<const R: usize, const N: usize>(
                 let p = sums.as_mut_ptr();
                 // SAFETY: sixteen integers.
                 unsafe {
-                    let sum = _mm512_add_epi32(_mm512_loadu_si512(p.cast()), *acc);
+                    let twice = _mm512_slli_epi32::<1>(*acc);
+                    let sum = _mm512_add_epi32(_mm512_loadu_si512(p.cast()), twice);
                     _mm512_storeu_si512(p.cast(), sum);
                 }
             }
@@ -115,7 +139,7 @@ unsafe fn row_blocks<const R: usize, const N: usize>(
     }
 }
 
-/// Adds 32 columns. `signs` are the bytes of rows 0 .. 16 and 16 .. 32 of each row block.
+/// Adds 32 columns.
 ///
 /// # Safety
 /// `tables` is valid for [`UNIT_LINES`] lines, so are the `N - 1` places `stride` lines further on.
@@ -123,32 +147,38 @@ unsafe fn row_blocks<const R: usize, const N: usize>(
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
 unsafe fn add_unit<const R: usize, const N: usize>(
     order: &Order,
-    signs: [[__m512i; 2]; R],
+    index: &[Index; R],
     tables: *const Line,
     stride: usize,
     acc: &mut [[[__m512i; 2]; N]; R],
 ) {
-    for upper in [false, true] {
-        let mut t = [[_mm512_setzero_si512(); 2]; N];
-        for (i, t) in t.iter_mut().enumerate() {
+    for i in 0..N {
+        let mut t = [_mm512_setzero_si512(); UNIT_LINES];
+        for (line, t) in t.iter_mut().enumerate() {
             // SAFETY: lines of vector i.
-            *t = unsafe {
-                let line = tables.add(i * stride + 2 * usize::from(upper));
-                [_mm512_load_si512(line.cast()), _mm512_load_si512(line.add(1).cast())]
-            };
+            *t = unsafe { _mm512_load_si512(tables.add(i * stride + line).cast()) };
         }
-        for (signs, acc) in signs.iter().zip(&mut *acc) {
-            for (s, signs) in signs.iter().enumerate() {
-                let index = order.index(if upper { _mm512_srli_epi16::<4>(*signs) } else { *signs });
-                for (acc, [low, high]) in acc.iter_mut().zip(t) {
-                    let low = _mm512_permutexvar_epi8(index, low);
-                    let high = _mm512_permutexvar_epi8(index, high);
-                    acc[s] = _mm512_dpbusd_epi32(acc[s], order.low, low);
-                    acc[s] = _mm512_dpbusd_epi32(acc[s], order.high, high);
-                }
+        let [low, high] = [[t[0], t[2]], [t[1], t[3]]];
+        for (index, acc) in index.iter().zip(&mut *acc) {
+            for (index, acc) in index.iter().zip(&mut acc[i]) {
+                *acc = _mm512_dpbusd_epi32(*acc, entries(*index, low), order.low);
+            }
+        }
+        for (index, acc) in index.iter().zip(&mut *acc) {
+            for (index, acc) in index.iter().zip(&mut acc[i]) {
+                *acc = _mm512_dpbusd_epi32(*acc, order.high, entries(*index, high));
             }
         }
     }
+}
+
+/// What the lower and the upper groups of 16 columns contribute: two entries fit into a byte.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+fn entries(index: [__m512i; 2], tables: [__m512i; 2]) -> __m512i {
+    let lower = _mm512_permutexvar_epi8(index[0], tables[0]);
+    let upper = _mm512_permutexvar_epi8(index[1], tables[1]);
+    _mm512_add_epi8(lower, upper)
 }
 
 /// Constants.
@@ -189,11 +219,28 @@ impl Order {
         }
     }
 
-    /// The four bytes of each row side by side, rows 0 .. 16 and 16 .. 32.
+    /// The four bytes of each row side by side, taken apart into the indices of their lookups.
+    ///
+    /// # Safety
+    /// `run` has this row block and at least the first half of this unit of 32 columns.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-    fn by_row(&self, v: [__m512i; 2]) -> [__m512i; 2] {
-        self.rows.map(|rows| _mm512_permutex2var_epi8(v[0], rows, v[1]))
+    unsafe fn unit(&self, run: &Run<'_>, block: usize, unit: usize) -> Index {
+        let w = run.tile.as_ptr().wrapping_add(block * run.stride + 128 * unit);
+        // SAFETY: the first 64 bytes exist, the second if the run does not end before them. Tables of columns that do
+        // not exist are 0.
+        let v = unsafe {
+            let half = 4 * unit + 2 == run.byte_cols;
+            let second = if half { _mm512_setzero_si512() } else { _mm512_loadu_si512(w.add(64).cast()) };
+            [_mm512_loadu_si512(w.cast()), second]
+        };
+        let mut index = [[v[0]; 2]; 2];
+        // Loops, not closures: those are not inlined into functions without these instructions.
+        for (index, rows) in index.iter_mut().zip(self.rows) {
+            let signs = _mm512_permutex2var_epi8(v[0], rows, v[1]);
+            *index = [self.index(signs), self.index(_mm512_srli_epi16::<4>(signs))];
+        }
+        index
     }
 
     /// `table | (signs & nibble)`

@@ -1,4 +1,8 @@
-//! Signed tables in two bytes: `S = 128 high + low` with `-128 <= high < 128` and `0 <= low < 128`.
+//! Signed tables in two bytes of 7 bits.
+//!
+//! The 16 signed sums `S` of a group are all even or all odd, `|S| <= 16383`. So half of them, rounded down, has 14 bits,
+//! `S = 2 (128 high + low) + odd` with `-64 <= high < 64` and `0 <= low < 128`, and two entries add up in a byte. What
+//! odd groups leave out is the same for all rows: where their sums start.
 //!
 //! Four lines hold the tables of 32 columns: low and high bytes for the lower groups of four in each 8 columns,
 //! low and high bytes for the upper groups. Entry `16 k + i` of a line belongs to columns `8 k ..` and the signs `i`.
@@ -7,27 +11,9 @@ use super::super::ops::TABLE_COLS;
 use super::super::quantize::Step;
 use super::super::scratch::Line;
 use super::UNIT_LINES;
+use super::values::sixteen;
 use half::f16;
 use std::arch::x86_64::*;
-
-/// 16 values of `pre * x` from column `k`; columns beyond the end of `x` are 0.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn sixteen(x: &[f32], pre: Option<&[f16]>, k: usize) -> __m512 {
-    let left = x.len().saturating_sub(k).min(16);
-    let mask = (0xffff_u32 >> (16 - left)) as u16;
-    // SAFETY: of what begins at column k only those values are read that the mask names, and these exist.
-    unsafe {
-        let v = _mm512_maskz_loadu_ps(mask, x.as_ptr().wrapping_add(k));
-        match pre {
-            None => v,
-            Some(g) => {
-                let g = _mm256_maskz_loadu_epi16(mask, g.as_ptr().wrapping_add(k).cast());
-                _mm512_mul_ps(v, _mm512_cvtph_ps(g))
-            }
-        }
-    }
-}
 
 /// Index patterns, see [`tables`].
 struct Patterns {
@@ -47,12 +33,13 @@ const fn patterns() -> Patterns {
     while i < 64 {
         p.bytes[0][i] = 2 * i as u8;
         p.bytes[1][i] = 2 * i as u8 + 1;
-        // Pair sums: eight for each 8 columns, the four of values 0 and 1 before the four of values 2 and 3. Bit 5
-        // of an index chooses between q and -q.
+        // Pair sums: eight for each 8 columns, the four of values 0 and 1 before the four of values 2 and 3. Column c is
+        // word c / 4 % 4 * 8 + c / 16 * 4 + c % 4, where `packs` leaves it. Bit 5 of an index chooses between q and -q.
         let (upper, at) = (i / 32, i % 32);
         let first = (8 * (at / 8) + 4 * upper + 2 * (at / 4 % 2)) as u16;
-        p.pairs[upper][0][at] = first + if at & 1 == 1 { 0 } else { 32 };
-        p.pairs[upper][1][at] = first + 1 + if at & 2 == 2 { 0 } else { 32 };
+        let word = first / 4 % 4 * 8 + first / 16 * 4 + first % 4;
+        p.pairs[upper][0][at] = word + if at & 1 == 1 { 0 } else { 32 };
+        p.pairs[upper][1][at] = word + 1 + if at & 2 == 2 { 0 } else { 32 };
         let (k, signs) = (i / 16, i % 16);
         p.fours[i / 32][0][i % 32] = (8 * k + signs % 4) as u16;
         p.fours[i / 32][1][i % 32] = (8 * k + 4 + signs / 4) as u16;
@@ -61,7 +48,7 @@ const fn patterns() -> Patterns {
     p
 }
 
-/// Signed sums of all groups. Rows start at 0.
+/// Halved sums of all groups. Returns the number of odd ones.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
 pub(super) fn tables(x: &[f32], pre: Option<&[f16]>, step: Step, tables: &mut [Line]) -> i32 {
     assert!(pre.is_none_or(|g| g.len() >= x.len()));
@@ -76,30 +63,37 @@ pub(super) fn tables(x: &[f32], pre: Option<&[f16]>, step: Step, tables: &mut [L
         unsafe { _mm512_loadu_si512(p.as_ptr().cast()) }
     });
     let (shift, divisor) = (_mm512_set1_ps(step.shift), _mm512_set1_ps(step.step));
-    let seven = _mm512_set1_epi8(127);
+    let (seven, one) = (_mm512_set1_epi8(127), _mm512_set1_epi16(1));
+    // One count for each four columns.
+    let mut odd = _mm512_setzero_si512();
     let quantized = |k: usize| {
-        let v = sixteen(x, pre, k);
-        _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(_mm512_div_ps(_mm512_mul_ps(v, shift), divisor)))
+        // SAFETY: checked above.
+        let v = unsafe { sixteen(x, pre, k) };
+        _mm512_cvtps_epi32(_mm512_div_ps(_mm512_mul_ps(v, shift), divisor))
     };
     for (unit, lines) in tables.chunks_exact_mut(UNIT_LINES).enumerate() {
         let k = TABLE_COLS * unit;
-        let q = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(quantized(k)), quantized(k + 16));
-        let minus = _mm512_sub_epi16(_mm512_setzero_si512(), q);
+        let q = _mm512_packs_epi32(quantized(k), quantized(k + 16));
+        let zero = _mm512_setzero_si512();
+        let minus = _mm512_sub_epi16(zero, q);
+        let odd_values = _mm512_sad_epu8(_mm512_and_si512(q, one), zero);
+        odd = _mm512_add_epi64(odd, _mm512_and_si512(odd_values, _mm512_set1_epi64(1)));
         for (pairs, lines) in pairs.iter().zip(lines.chunks_exact_mut(2)) {
             let both = _mm512_add_epi16(
                 _mm512_permutex2var_epi16(q, pairs[0], minus),
                 _mm512_permutex2var_epi16(q, pairs[1], minus),
             );
-            let sums = fours.map(|[first, second]| {
-                _mm512_add_epi16(
+            let mut sums = [zero; 2];
+            for (sums, [first, second]) in sums.iter_mut().zip(fours) {
+                *sums = _mm512_add_epi16(
                     _mm512_permutexvar_epi16(first, both),
                     _mm512_permutexvar_epi16(second, both),
-                )
-            });
-            // 2 S fits into 16 bits, and its upper byte is S >> 7.
-            let twice = sums.map(|s| _mm512_add_epi16(s, s));
-            let low = _mm512_permutex2var_epi8(sums[0], bytes[0], sums[1]);
-            let high = _mm512_permutex2var_epi8(twice[0], bytes[1], twice[1]);
+                );
+            }
+            // The upper byte of S is that of its half, the lower one is so but for its lowest bit.
+            let twice = _mm512_permutex2var_epi8(sums[0], bytes[0], sums[1]);
+            let low = _mm512_srli_epi16::<1>(twice);
+            let high = _mm512_permutex2var_epi8(sums[0], bytes[1], sums[1]);
             // SAFETY: two lines of 64 bytes, 64-byte aligned.
             unsafe {
                 _mm512_store_si512(lines[0].0.as_mut_ptr().cast(), _mm512_and_si512(low, seven));
@@ -107,5 +101,5 @@ pub(super) fn tables(x: &[f32], pre: Option<&[f16]>, step: Step, tables: &mut [L
             }
         }
     }
-    0
+    _mm512_reduce_add_epi64(odd) as i32
 }

@@ -18,6 +18,7 @@ pub(super) const OPS: Ops = Ops {
     extent,
     int_tables: int::tables,
     f32_tables: scalar::f32_tables,
+    index: None,
     int_rows: int::rows,
     f32_rows: scalar::f32_rows,
     int_out: int::out,
