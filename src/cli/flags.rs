@@ -1,5 +1,7 @@
 //! Flags of a conversion and their meaning.
 
+mod texts;
+
 use super::hint::Files;
 use super::values::{bytes, duration, parse, positive, share, stored_type};
 use crate::calibrate::moments::Shares;
@@ -12,14 +14,14 @@ use crate::job::Options;
 use crate::job::layout::Budget;
 use crate::job::repack::Form;
 use crate::job::search::Range;
-use crate::job::tuned::{self, Calibration, Effort, POLISH_ROUNDS};
+use crate::job::tuned::{Calibration, Effort, POLISH_ROUNDS};
 use crate::plan::Target;
 use crate::plan::rules::{Rule, read_rules};
-use crate::source::TensorSource;
 use crate::verify::Gates;
 use clap::Args;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use texts::Texts;
 
 /// Limits that a comparison has to keep.
 #[derive(Args)]
@@ -211,17 +213,6 @@ pub struct ConvertArgs {
     threads: Option<usize>,
 }
 
-/// Where text to calibrate on comes from.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Texts {
-    /// There is none.
-    None,
-    /// Flags say so.
-    Named,
-    /// No flag says anything: the source writes it, if it can.
-    Own,
-}
-
 /// Threads to use.
 pub fn threads(asked: Option<usize>) -> Result<usize> {
     let cpus = std::thread::available_parallelism().map_or(1, |n| n.get());
@@ -296,76 +287,6 @@ impl ConvertArgs {
             ))),
             None => Ok(()),
         }
-    }
-
-    /// Where text to calibrate on comes from.
-    fn texts(&self) -> Texts {
-        match self.generated_windows {
-            _ if !self.calibration.is_empty() => Texts::Named,
-            Some(0) => Texts::None,
-            Some(_) => Texts::Named,
-            // What is named instead says how the columns weigh, or asks for the paper's start.
-            None if self.imatrix.is_some() || self.method == Method::DualSvid => Texts::None,
-            None => Texts::Own,
-        }
-    }
-
-    /// A flag that was given and means nothing without text to calibrate on; a number at its default does no harm.
-    fn needs_text(&self) -> Option<&'static str> {
-        let shares = Shares::default();
-        let given = [
-            ("--eval", !self.eval.is_empty()),
-            ("--auto-bpw", self.auto_bpw.is_some()),
-            ("--save-imatrix", self.save_imatrix.is_some()),
-            ("--statistics", self.statistics.is_some()),
-            ("--effort", self.effort.is_some()),
-            ("--tune-steps", self.tune_steps.is_some()),
-            ("--block-passes", self.block_passes.is_some()),
-            ("--time-budget", self.time_budget.is_some()),
-            ("--drift-correction", self.drift_correction != shares.inputs),
-            ("--residual-correction", self.residual_correction != shares.residual),
-            ("--polish-rounds", self.polish_rounds != POLISH_ROUNDS),
-            ("--absorb-passes", self.absorb_passes != 0),
-        ];
-        given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
-    }
-
-    /// Refuses what means nothing without text.
-    fn check_untuned(&self) -> Result<()> {
-        if self.coherence {
-            return Err(Error::usage(
-                "what a model writes is compared in a calibrated conversion: give --calibration TEXT or \
-                 --generated-windows N, or compare a finished file by littlebit-convert verify FILE --against SOURCE --coherence",
-            ));
-        }
-        match self.needs_text() {
-            Some(flag) => Err(Error::usage(format!(
-                "{flag} needs text: --calibration FILE..., or --generated-windows above 0"
-            ))),
-            None => Ok(()),
-        }
-    }
-
-    /// Settles a run that names no text: it goes on what the source writes, or, where the source cannot write, without
-    /// text. Returns what there is to tell about it.
-    ///
-    /// # Errors
-    /// Flags that need text where the source cannot write any.
-    pub fn settle(&self, options: &mut Options, source: &dyn TensorSource) -> Result<Option<String>> {
-        if self.texts() != Texts::Own {
-            return Ok(None);
-        }
-        let Err(e) = tuned::check(source) else {
-            return Ok(Some(
-                "no --calibration TEXT: the model writes text itself to be tuned on; text of what it is used for makes a better \
-                 one, and --generated-windows 0 leaves tuning out"
-                    .to_owned(),
-            ));
-        };
-        let why = format!("without tuning: {e}");
-        self.check_untuned().map_err(|_| e)?;
-        options.calibration = None;
-        Ok(Some(why))
     }
 
     /// What the files that it names are to it.

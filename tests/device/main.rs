@@ -72,7 +72,8 @@ fn agreement(a: &Path, b: &Path) -> f64 {
     same as f64 / all as f64
 }
 
-const SMALL: [&str; 6] = ["--rank", "64", "--iterations", "6", "--json", "--force"];
+const SMALL: [&str; 8] =
+    ["--rank", "64", "--iterations", "6", "--generated-windows", "0", "--json", "--force"];
 
 /// A model that is factorized only: as good as the CPU's, the same bytes on any number of threads, and the file says what made it.
 #[test]
