@@ -102,10 +102,10 @@ fn scaling(json: &Json, rope: &Value, family: Family) -> Result<Scaling> {
         ("default", _) => Ok(Scaling::None),
         ("linear", _) => Ok(Scaling::Linear(number("factor", None)?)),
         ("yarn", Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3) => {
-            let original = rope.get("original_max_position_embeddings").filter(|v| !v.is_null());
-            let original = original.or(json.get("original_max_position_embeddings"));
-            let original_context =
-                original.and_then(Value::as_u64).filter(|n| u32::try_from(*n).is_ok()).ok_or_else(|| {
+            let original_context = original(json, rope)
+                .and_then(Value::as_u64)
+                .filter(|n| u32::try_from(*n).is_ok())
+                .ok_or_else(|| {
                     json.refuse("rope scaling 'yarn' needs original_max_position_embeddings, an integer")
                 })?;
             let mut options = Vec::new();
@@ -136,6 +136,12 @@ fn scaling(json: &Json, rope: &Value, family: Family) -> Result<Scaling> {
     }
 }
 
+/// The context before an extension, among the scaling's parameters or beside them.
+fn original<'a>(json: &'a Json, rope: &'a Value) -> Option<&'a Value> {
+    const KEY: &str = "original_max_position_embeddings";
+    rope.get(KEY).filter(|v| !v.is_null()).or(json.get(KEY))
+}
+
 fn unread(json: &Json, kind: &str) -> crate::error::Error {
     json.refuse(format!("rope scaling '{kind}' is not read directly; {WAY_OUT}"))
 }
@@ -150,8 +156,7 @@ fn long(json: &Json, rope: &Value, hidden: u64, heads: u64) -> Result<Scaling> {
         return Err(json.refuse(format!("partial_rotary_factor is {part}, a part of 1 is needed")));
     }
     let rotated = (part * hidden as f64) as u64 / heads;
-    let original = rope.get("original_max_position_embeddings").filter(|v| !v.is_null());
-    let original_context = match original.or(json.get("original_max_position_embeddings")) {
+    let original_context = match original(json, rope) {
         Some(n) => n.as_u64().filter(|n| (2..=u64::from(u32::MAX)).contains(n)).ok_or_else(|| {
             json.refuse(format!("original_max_position_embeddings is {n}, an integer above 1 is needed"))
         })?,

@@ -3,7 +3,7 @@
 
 use super::config::Config;
 use super::json::Json;
-use super::vocabulary::{AddedToken, part};
+use super::vocabulary::own_added;
 use crate::error::{Error, Result};
 use crate::gguf::{Array, Value as Kv};
 use serde_json::Value;
@@ -46,22 +46,19 @@ pub(super) enum Beyond {
     Skip,
 }
 
-/// Appends ids of special tokens, `add_*_token` flags and the chat template to `kv`. `tokenizer` is tokenizer.json.
+/// Appends ids of special tokens, `add_*_token` flags and the chat template to `kv`. `tokenizer` is tokenizer.json,
+/// `settings` tokenizer_config.json.
 pub(super) fn push_keys(
     kv: &mut Vec<(String, Kv)>,
     dir: &Path,
     tokenizer: Option<&Json>,
+    settings: Option<&Json>,
     beyond: Beyond,
     config: &Config,
 ) -> Result<()> {
-    let added_tokens: Vec<AddedToken> = match tokenizer.and_then(|t| Some((t, t.get("added_tokens")?))) {
-        Some((tokenizer, list)) => part(tokenizer, list, "added_tokens")?,
-        None => Vec::new(),
-    };
-    let settings = Json::read_optional(dir.join("tokenizer_config.json"))?;
+    let added_tokens = tokenizer.map_or(Ok(Vec::new()), own_added)?;
     // Text of the token in each role, as tokenizer_config.json has it and the post-processor corrects it.
-    let mut texts: Vec<Option<String>> =
-        ROLES.iter().map(|(role, _)| role_text(settings.as_ref(), role)).collect();
+    let mut texts: Vec<Option<String>> = ROLES.iter().map(|(role, _)| role_text(settings, role)).collect();
     let mut added = Added::default();
     if let Some(processor) = tokenizer.and_then(|t| t.get("post_processor")) {
         let parts = processor["processors"].as_array().map_or(std::slice::from_ref(processor), Vec::as_slice);
@@ -77,7 +74,7 @@ pub(super) fn push_keys(
         }
     }
     let mut ids: Vec<(&str, u64)> = Vec::new();
-    if let Some(settings) = &settings {
+    if let Some(settings) = settings {
         for ((role, key), text) in ROLES.iter().zip(&texts) {
             let flag = settings.root[format!("add_{role}_token")].as_bool();
             if let (Some(value), "bos" | "eos" | "sep") = (flag, *role) {
@@ -111,7 +108,7 @@ pub(super) fn push_keys(
     for (role, value) in added.0 {
         kv.push((format!("tokenizer.ggml.add_{role}_token"), Kv::Bool(value)));
     }
-    push_chat_template(kv, dir, settings.as_ref())
+    push_chat_template(kv, dir, settings)
 }
 
 /// `tokenizer_config.json`'s token in a role: text, or an object with the text as its content.

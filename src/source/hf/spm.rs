@@ -4,7 +4,7 @@
 use super::family::{Family, WAY_OUT};
 use super::json::Json;
 use super::sentence_piece::{self, Kind};
-use super::vocabulary::{AddedToken, looks_special, part, token_type};
+use super::vocabulary::{AddedToken, decoder_added, looks_special, own_added, part, token_type};
 use crate::error::Result;
 use crate::gguf::{Array, Value as Kv};
 use serde_json::Value;
@@ -100,19 +100,11 @@ pub(super) fn of_model(
         Family::Phi3 => Vocabulary::add_as_said,
         _ => Vocabulary::add,
     };
-    if let Some((settings, decoder)) = settings.and_then(|s| Some((s, s.get("added_tokens_decoder")?))) {
-        let decoder: HashMap<u32, AddedToken> = part(settings, decoder, "added_tokens_decoder")?;
-        decoder.into_iter().for_each(|(id, token)| add(&mut vocabulary, &AddedToken { id, ..token }));
-    }
+    decoder_added(settings)?.iter().for_each(|token| add(&mut vocabulary, token));
     if let (Family::Phi3, Some(tokenizer)) = (family, tokenizer) {
         own_added(tokenizer)?.iter().for_each(|token| add(&mut vocabulary, token));
     }
     Ok(vocabulary)
-}
-
-/// `added_tokens` of tokenizer.json.
-fn own_added(tokenizer: &Json) -> Result<Vec<AddedToken>> {
-    tokenizer.get("added_tokens").map_or(Ok(Vec::new()), |list| part(tokenizer, list, "added_tokens"))
 }
 
 /// Whether tokenizer.json stands for a SentencePiece model: pairs are merged, and bytes stand for unknown letters.
@@ -156,10 +148,7 @@ pub(super) fn of_merges(tokenizer: &Json, n: u64, settings: Option<&Json>) -> Re
         vocabulary.set(u64::from(*id), text, score, ty);
     }
     let mut added = own_added(tokenizer)?;
-    if let Some((settings, decoder)) = settings.and_then(|s| Some((s, s.get("added_tokens_decoder")?))) {
-        let decoder: HashMap<u32, AddedToken> = part(settings, decoder, "added_tokens_decoder")?;
-        added.extend(decoder.into_iter().map(|(id, token)| AddedToken { id, ..token }));
-    }
+    added.extend(decoder_added(settings)?);
     added.iter().filter(|token| token.content != unknown).for_each(|token| vocabulary.add(token));
     Ok((vocabulary, space))
 }

@@ -103,7 +103,7 @@ pub(super) fn push_keys(kv: &mut Vec<(String, Kv)>, dir: &Path, config: &Config)
         }
         _ if has_model => {
             spm::of_model(dir, config.family, config.vocab, settings, tokenizer.as_ref())?.push_keys(kv);
-            special::push_keys(kv, dir, tokenizer.as_ref(), special::Beyond::Skip, config)?;
+            special::push_keys(kv, dir, tokenizer.as_ref(), settings, special::Beyond::Skip, config)?;
         }
         Some(tokenizer) if spm::is_sentence_piece(tokenizer) => {
             let (vocabulary, space) = spm::of_merges(tokenizer, config.vocab, settings)?;
@@ -111,7 +111,7 @@ pub(super) fn push_keys(kv: &mut Vec<(String, Kv)>, dir: &Path, config: &Config)
                 set(kv, ADD_SPACE, Kv::Bool(false));
             }
             vocabulary.push_keys(kv);
-            special::push_keys(kv, dir, Some(tokenizer), special::Beyond::Skip, config)?;
+            special::push_keys(kv, dir, Some(tokenizer), settings, special::Beyond::Skip, config)?;
         }
         Some(tokenizer) => byte_level(kv, dir, tokenizer, settings, config)?,
         None => unreachable!("one of the two files was found"),
@@ -156,11 +156,7 @@ fn byte_level(
     })?;
     let vocab: HashMap<String, u32> = part(tokenizer, &tokenizer.root["model"]["vocab"], "model.vocab")?;
     let merges: Vec<Merge> = part(tokenizer, &tokenizer.root["model"]["merges"], "model.merges")?;
-    let own: Vec<AddedToken> = match tokenizer.get("added_tokens") {
-        Some(list) => part(tokenizer, list, "added_tokens")?,
-        None => Vec::new(),
-    };
-    let added = added_tokens(&own, settings, &vocab)?;
+    let added = added_tokens(own_added(tokenizer)?, settings, &vocab)?;
     let (tokens, types) = tokens(tokenizer, vocab, &added, config.vocab)?;
     let mut push = |key: &str, value| kv.push((format!("tokenizer.ggml.{key}"), value));
     push("model", "gpt2".into());
@@ -170,27 +166,37 @@ fn byte_level(
     if !merges.is_empty() {
         push("merges", Kv::Array(Array::Str(merges.into_iter().map(Merge::into_bytes).collect())));
     }
-    special::push_keys(kv, dir, Some(tokenizer), special::Beyond::Refuse, config)
+    special::push_keys(kv, dir, Some(tokenizer), settings, special::Beyond::Refuse, config)
 }
 
 pub(super) fn part<T: for<'a> Deserialize<'a>>(file: &Json, value: &Value, name: &str) -> Result<T> {
     T::deserialize(value).map_err(|e| file.refuse(format!("{name}: {e}")))
 }
 
-/// The added tokens of tokenizer.json, `own`, with what tokenizer_config.json says of them over it.
+/// `added_tokens` of tokenizer.json.
+pub(super) fn own_added(tokenizer: &Json) -> Result<Vec<AddedToken>> {
+    tokenizer.get("added_tokens").map_or(Ok(Vec::new()), |list| part(tokenizer, list, "added_tokens"))
+}
+
+/// `added_tokens_decoder` of tokenizer_config.json, in any order.
+pub(super) fn decoder_added(settings: Option<&Json>) -> Result<Vec<AddedToken>> {
+    let Some((settings, decoder)) = settings.and_then(|s| Some((s, s.get("added_tokens_decoder")?))) else {
+        return Ok(Vec::new());
+    };
+    let decoder: HashMap<u32, AddedToken> = part(settings, decoder, "added_tokens_decoder")?;
+    Ok(decoder.into_iter().map(|(id, token)| AddedToken { id, ..token }).collect())
+}
+
+/// The added tokens of tokenizer.json, `added`, with what tokenizer_config.json says of them over it.
 fn added_tokens(
-    own: &[AddedToken],
+    mut added: Vec<AddedToken>,
     settings: Option<&Json>,
     vocab: &HashMap<String, u32>,
 ) -> Result<Vec<AddedToken>> {
-    let mut added = own.to_vec();
     let Some(settings) = settings else { return Ok(added) };
-    if let Some(decoder) = settings.get("added_tokens_decoder") {
-        let decoder: HashMap<u32, AddedToken> = part(settings, decoder, "added_tokens_decoder")?;
-        for (id, token) in decoder {
-            added.retain(|t| t.id != id);
-            added.push(AddedToken { id, ..token });
-        }
+    for token in decoder_added(Some(settings))? {
+        added.retain(|t| t.id != token.id);
+        added.push(token);
     }
     // A token with a role is special even if it is an ordinary word of the vocabulary.
     for role in ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"] {
