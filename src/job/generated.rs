@@ -4,7 +4,7 @@
 //! first tokens on, text comes from all that it was trained on, in about the shares that it had there.
 
 use super::journal::Journal;
-use super::report::{Event, tell_notes};
+use super::report::{Event, check_device};
 use super::tuned::WINDOW;
 use crate::decoder;
 use crate::error::Result;
@@ -51,8 +51,7 @@ pub(super) fn windows(
     let pieces = decoder::sample(&model, &all, WINDOW / PIECES, text.seed, text.memory, |done| {
         progress(Event::Stage { name: "generate", done, total: all.len(), value: None });
     });
-    device.check()?;
-    tell_notes(device, progress);
+    check_device(device, progress)?;
     let windows: Vec<Vec<u32>> = pieces.chunks(PIECES).map(|p| p.concat()).collect();
     journal.put(NAME, "generated text", &windows)?;
     Ok(windows)

@@ -176,6 +176,11 @@ fn moment_window(c: &Config, tuned: bool) -> u64 {
     (token * WINDOW) as u64
 }
 
+/// Bytes of the fewest windows for moments.
+fn least_moments(a: &Amounts) -> u64 {
+    moment_window(a.config, a.tuned) * LEAST_WINDOWS as u64
+}
+
 /// Windows whose activations, kept while a block is factorized, fit into `memory` bytes.
 pub(super) fn windows_for_moments(c: &Config, tuned: bool, memory: u64) -> usize {
     ((memory / moment_window(c, tuned)) as usize).max(LEAST_WINDOWS)
@@ -211,7 +216,7 @@ pub(super) fn portions(a: &Amounts, keys_of: &dyn TensorSource, limit: Option<u6
         )));
     }
     let left = |stage: &str| limit - stages.iter().find(|s| s.0 == stage).expect("it is one of them").1;
-    let moments = moment_window(a.config, a.tuned) * LEAST_WINDOWS as u64;
+    let moments = least_moments(a);
     Ok(Portions {
         moments: (moments + left("factorize")).min(MOMENTS.max(moments)),
         caches: (LEAST + left("generate")).min(CACHES),
@@ -245,7 +250,6 @@ fn stages(a: &Amounts, keys_of: &dyn TensorSource) -> [(&'static str, u64); 5] {
     let base = BASE + keys(keys_of) + frame;
     // Four copies of every sign as a bit, scales, and the factors for the output.
     let compressed = ((blocks * block) as f64 * a.bpw * (4.0 + 2.0) / 8.0) as u64;
-    let moments = moment_window(c, a.tuned) * u(LEAST_WINDOWS);
     let widest = ff.max(attention);
     // Sums of products of inputs, their decomposition, the target: the widest layer.
     let solving = 40 * widest * widest + 32 * widest * d + 8 * widest * d;
@@ -276,7 +280,7 @@ fn stages(a: &Amounts, keys_of: &dyn TensorSource) -> [(&'static str, u64); 5] {
                 + solving
                 + if a.tuned { 12 * (block as f64 * a.bpw) as u64 * 2 } else { 0 }
                 + u(a.threads) * 2 * activations
-                + moments,
+                + least_moments(a),
         ),
         (
             "distil",

@@ -1,5 +1,6 @@
 //! What a conversion tells while it runs and when it is done.
 
+use crate::error::Result;
 use crate::factorize::Device;
 use crate::plan::Plan;
 use crate::tune::BlockOutcome;
@@ -58,6 +59,13 @@ pub enum Event<'a> {
 /// Hands on what has come up on the device.
 pub(super) fn tell_notes(device: &Device, progress: &mut dyn FnMut(Event)) {
     device.take_notes().iter().for_each(|note| progress(Event::Note(note)));
+}
+
+/// The same once the device has worked: the end of the run if it has failed where nobody could be told at once.
+pub(super) fn check_device(device: &Device, progress: &mut dyn FnMut(Event)) -> Result<()> {
+    device.check()?;
+    tell_notes(device, progress);
+    Ok(())
 }
 
 /// One factorized matrix (all its experts).

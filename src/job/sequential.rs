@@ -16,7 +16,7 @@ use crate::factorize::Device;
 use crate::format::Factors;
 use crate::job::convert::Options;
 use crate::job::journal::Journal;
-use crate::job::report::{Event, tell_notes};
+use crate::job::report::{Event, check_device};
 use crate::tune::{Absorption, BlockSettings, BlockTask, Teacher};
 use half::bf16;
 use rayon::prelude::*;
@@ -191,9 +191,8 @@ impl Stage<'_> {
                     }
                 }
             };
-            self.device.check()?;
+            check_device(self.device, progress)?;
             model.blocks.push(block);
-            tell_notes(self.device, progress);
             if let Some(outcome) = &outcome {
                 progress(Event::Block { index: b, count: model.config.blocks, outcome });
             }

@@ -15,7 +15,7 @@ use crate::job::header::{Action, file_name};
 use crate::job::journal::{Fingerprint, Journal};
 use crate::job::limits::{self, Portions};
 use crate::job::output;
-use crate::job::report::{Evaluation, Event, tell_notes};
+use crate::job::report::{Evaluation, Event, check_device};
 use crate::job::sequential::{Made, Sequential, Stage};
 use crate::job::statistics::{self, Measured};
 use crate::job::stored::Stored;
@@ -232,8 +232,7 @@ impl<'a> Calibrated<'a> {
             Some(all) => all,
             None => {
                 let all = self.measure(self.calibration.effort.amounts().sensitivity, progress)?;
-                self.device.check()?;
-                tell_notes(self.device, progress);
+                check_device(self.device, progress)?;
                 self.journal.put(SENSITIVITY, "sensitivities", &all)?;
                 all
             }
@@ -329,8 +328,7 @@ impl<'a> Calibrated<'a> {
         self.distil(run, checkpoint, progress)?;
         let norms = store(&mut model, &mut made)?;
         let (evaluations, coherence) = self.compare(&stage.loader, [&source, &model], &rows, progress)?;
-        self.device.check()?;
-        tell_notes(self.device, progress);
+        check_device(self.device, progress)?;
         let tokens = (training.len() * WINDOW) as u64;
         Ok(Prepared { made, norms, tokens, evaluations, coherence })
     }
@@ -352,8 +350,7 @@ impl Calibrated<'_> {
         }
         let (mut saved, mut wait) = (Instant::now(), CHECKPOINT_EVERY.0);
         while let Some(s) = run.step() {
-            self.device.check()?;
-            tell_notes(self.device, progress);
+            check_device(self.device, progress)?;
             progress(Event::Stage { name: "distil", done: s.step, total: s.steps, value: Some(s.kld) });
             if saved.elapsed() > wait {
                 saved = Instant::now();
