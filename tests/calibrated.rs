@@ -75,7 +75,7 @@ fn threads_do_not_change_the_bytes_of_a_calibrated_model() {
         least.expect(&said).parse().expect(&said)
     };
     let least = refused(refused(1));
-    let limit = format!("{}M", least + 40);
+    let limit = format!("{}M", least + 25);
     let (bytes, said) = run("1-limited.gguf", "1", &["--max-memory", &limit]);
     assert!(bytes != free, "the limit leaves all windows where they are");
     assert!(!said.contains("is enough for"), "{said}");

@@ -215,7 +215,9 @@ fn rows_end_near_what_brute_force_finds() {
             (0..D_OUT).map(|i| row_error(p, i, &p.u[i * RANK..(i + 1) * RANK]) / best[i] - 1.0).collect()
         };
         before += excess(&p).iter().sum::<f64>();
-        (0..20).for_each(|_| drop(certain(signs::descend_u(&Host, &q, &mut p))));
+        for _ in 0..20 {
+            certain(signs::descend_u(&Host, &q, &mut p));
+        }
         let ended = excess(&p);
         after += ended.iter().sum::<f64>();
         for (found, e) in found.iter_mut().zip(ended) {
