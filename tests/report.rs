@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use support::checkpoint::{SMOLLM, Shape, write_gguf};
-use support::{ok, run, s};
+use support::{keys_hold_evaluation, ok, run, s};
 
 const PAGE: &str = include_str!("../specs/report.md");
 
@@ -158,6 +158,12 @@ fn the_page_names_every_field() {
     // The file has the report of the last line, nothing else.
     let last: Json = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
     assert_eq!(last["report"], serde_json::from_slice::<Json>(&std::fs::read(&json).unwrap()).unwrap());
+    // It was tuned on the text of its figures.
+    assert!(lines.contains("eval.txt is a text of the calibration"), "{lines}");
+    let info: Json = serde_json::from_str(&ok(&["info", s(&rejected), "--json"])).unwrap();
+    let kv = &info["littlebit"]["kv"];
+    assert_eq!(kv["evaluation.text"], serde_json::json!(["eval.txt"]));
+    keys_hold_evaluation(kv, 0, &last["report"]["evaluations"][0]);
 
     // Statistics that saw nothing of a weight are warned of.
     let (imatrix, unseen) = (path("i.gguf"), path("unseen.gguf"));

@@ -18,6 +18,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 
 /// Ridges of a moment matrix, relative to its mean, of which the first that makes it definite is taken.
 const RIDGES: [f64; 6] = [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1];
@@ -31,6 +32,11 @@ pub struct Sensitivity {
     pub spectrum: Vec<f32>,
     /// The diagonal of A.
     pub output: Vec<f32>,
+}
+
+/// Those of all weights, by name.
+pub fn by_name(all: &[Sensitivity]) -> HashMap<String, Sensitivity> {
+    all.iter().map(|s| (s.name.clone(), s.clone())).collect()
 }
 
 /// Measures all dense weights of the blocks of `model` on `windows`. Its blocks are read by `read`, each twice, one at a

@@ -154,7 +154,8 @@ pub struct ConvertArgs {
     /// one model to several sizes
     #[arg(long, value_name = "FILE", help_heading = "Run")]
     statistics: Option<PathBuf>,
-    /// Time for the whole calibrated run (90s, 40m, 2h) instead of a number of steps; the result depends on the machine
+    /// Time from the beginning of the run after which distillation ends (90s, 40m, 2h), instead of a number of steps. The stages before
+    /// it do as much as ever, and evaluation and writing come after it; the result depends on the machine
     #[arg(long, value_name = "TIME", conflicts_with = "tune_steps", value_parser = duration, help_heading = "Method")]
     time_budget: Option<Duration>,
     /// Text to compare the result with its source on, other than the calibration text: perplexity, divergence

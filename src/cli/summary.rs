@@ -104,7 +104,7 @@ pub fn print_reservations(outlook: &Outlook, options: &Options, quiet: bool) {
     if floor > 0 {
         let _ = writeln!(io::stderr(), "littlebit-convert: {}", above_budget(floor));
     }
-    if options.calibration.is_some() {
+    if options.calibration.is_some() && !outlook.measured {
         let _ = writeln!(
             io::stderr(),
             "littlebit-convert: note: a calibrated run shares the same bits out by what it measures; ranks will be others, and \

@@ -159,12 +159,7 @@ impl Config {
         if blocks > 4096 {
             return Err(k.fault("block_count", "is out of range"));
         }
-        let scaling = k.get("rope.scaling.type").and_then(Value::as_str).unwrap_or("none");
-        let linear = match scaling {
-            "linear" => k.real("rope.scaling.factor").filter(|&f| f > 0.0).map_or(1.0, |f| 1.0 / f),
-            "none" | "longrope" => 1.0,
-            _ => return Err(k.fault("rope.scaling.type", "is not none, linear or longrope")),
-        };
+        let linear = position_scale(&k)?;
         let gemma = arch == "gemma3";
         let base = k.real("rope.freq_base").unwrap_or(10000.0);
         let context = k.count("context_length")?.unwrap_or(usize::MAX);
@@ -206,6 +201,24 @@ impl Config {
     }
 }
 
+/// Factor of positions, by llama.cpp's rule: scaling is linear unless a key says otherwise, its factor has an older key too, and
+/// 0 stands for none. longrope has factors of frequencies besides.
+fn position_scale(k: &Keys) -> Result<f64> {
+    match k.get("rope.scaling.type").map(Value::as_str) {
+        Some(Some("none")) => return Ok(1.0),
+        None | Some(Some("linear" | "longrope")) => {}
+        Some(_) => return Err(k.fault("rope.scaling.type", "is not none, linear or longrope")),
+    }
+    let key = "rope.scaling.factor";
+    let key = if k.get(key).is_some() { key } else { "rope.scale_linear" };
+    match k.get(key).map(Value::as_f64) {
+        None => Ok(1.0),
+        Some(Some(0.0)) => Ok(1.0),
+        Some(Some(f)) if f > 0.0 && f.is_finite() => Ok(1.0 / f),
+        Some(_) => Err(k.fault(key, "is no factor of positions")),
+    }
+}
+
 /// gemma3 sees a window in five blocks of six unless a pattern says otherwise; llama.cpp's graphs of the other
 /// families ignore the key.
 fn windows(k: &Keys, gemma: bool, blocks: usize) -> Result<Vec<Option<usize>>> {
@@ -226,4 +239,54 @@ fn windows(k: &Keys, gemma: bool, blocks: usize) -> Result<Vec<Option<usize>>> {
         }
     };
     Ok(local.into_iter().map(|l| window.filter(|_| l)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys(more: &[(&str, Value)]) -> Vec<(String, Value)> {
+        let count = |n: u32| Value::U32(n);
+        let all = [
+            ("embedding_length", count(16)),
+            ("attention.head_count", count(2)),
+            ("block_count", count(1)),
+            ("feed_forward_length", count(32)),
+            ("attention.layer_norm_rms_epsilon", Value::F32(1e-5)),
+        ];
+        let all = all.iter().chain(more).map(|(k, v)| (format!("llama.{k}"), v.clone()));
+        all.chain([("general.architecture".to_owned(), Value::from("llama"))]).collect()
+    }
+
+    #[test]
+    fn positions_are_scaled_as_llama_cpp_does() {
+        let (kind, factor, old) = ("rope.scaling.type", "rope.scaling.factor", "rope.scale_linear");
+        let of = |more: &[(&str, Value)]| {
+            Config::from_kv(Path::new("m.gguf"), &keys(more)).map(|c| c.rope_scale).map_err(|e| e.to_string())
+        };
+        let real = Value::F32;
+        for (more, scale) in [
+            (&[][..], 1.0),
+            // Linear is the default.
+            (&[(factor, real(4.0))], 0.25),
+            (&[(old, real(2.0))], 0.5),
+            (&[(factor, real(4.0)), (old, real(2.0))], 0.25),
+            (&[(factor, real(0.0)), (old, real(2.0))], 1.0),
+            (&[(kind, "linear".into())], 1.0),
+            (&[(kind, "linear".into()), (old, real(8.0))], 0.125),
+            (&[(kind, "none".into()), (factor, real(4.0))], 1.0),
+            (&[(kind, "longrope".into()), (factor, real(4.0))], 0.25),
+        ] {
+            assert_eq!(of(more).unwrap(), [scale; 2], "{more:?}");
+        }
+        for (more, word) in [
+            (&[(kind, "yarn".into()), (factor, real(4.0))][..], "rope.scaling.type is not"),
+            (&[(kind, Value::U32(1))], "rope.scaling.type is not"),
+            (&[(factor, real(-2.0))], "rope.scaling.factor is no factor"),
+            (&[(old, real(f32::NAN))], "rope.scale_linear is no factor"),
+        ] {
+            let e = of(more).unwrap_err();
+            assert!(e.contains(word), "{e}");
+        }
+    }
 }

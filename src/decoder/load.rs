@@ -194,3 +194,101 @@ pub fn load(source: &dyn TensorSource) -> Result<Model> {
     model.blocks = (0..model.config.blocks).map(|i| loader.block(i)).collect::<Result<_>>()?;
     Ok(model)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::{GgmlType, TensorDesc, Value, Writer};
+    use rand::{Rng, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+    use std::path::Path;
+
+    const WIDTH: usize = 24;
+    const WIDE: usize = 40;
+    const VOCABULARY: usize = 9;
+    /// Rows of q, k and v: six heads of width 4 with three heads of k and v.
+    const QKV: [usize; 3] = [24, 12, 12];
+
+    /// Logits of a phi3 model of these tensors (name, rows, values), through a file.
+    fn logits(path: &Path, tensors: &[(String, usize, Vec<f32>)]) -> Vec<f32> {
+        let count = |n: usize| Value::U32(n as u32);
+        let kv: Vec<(String, Value)> = [
+            ("general.architecture", "phi3".into()),
+            ("phi3.embedding_length", count(WIDTH)),
+            ("phi3.attention.head_count", count(6)),
+            ("phi3.attention.head_count_kv", count(3)),
+            ("phi3.block_count", count(1)),
+            ("phi3.feed_forward_length", count(WIDE)),
+            ("phi3.attention.layer_norm_rms_epsilon", Value::F32(1e-5)),
+        ]
+        .into_iter()
+        .map(|(k, v)| (k.to_owned(), v))
+        .collect();
+        let describe = |(name, rows, values): &(String, usize, Vec<f32>)| {
+            let columns = (values.len() / rows) as u64;
+            let dims = if *rows == 1 { vec![columns] } else { vec![columns, *rows as u64] };
+            TensorDesc { name: name.clone(), dims, ty: GgmlType::F32 }
+        };
+        let mut w = Writer::new(Vec::new(), &kv, tensors.iter().map(describe).collect(), 32).unwrap();
+        for (name, _, values) in tensors {
+            let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+            w.write_tensor(name, &bytes).unwrap();
+        }
+        std::fs::write(path, w.finish().unwrap()).unwrap();
+        let source = crate::source::open(path).unwrap();
+        let model = load(source.as_ref()).unwrap();
+        let tokens = [1, 5, 3, 3, 8, 0, 2];
+        model.logits(&model.normed(&model.stream(&tokens, tokens.len())))
+    }
+
+    /// q, k, v and gate, up in one tensor each are the same model as apart, and so is a tied head beside its copy.
+    #[test]
+    fn joined_and_tied_tensors_are_the_same_model() {
+        let rng = &mut ChaCha8Rng::seed_from_u64(2);
+        let mut matrix = |rows: usize, columns: usize| -> Vec<f32> {
+            (0..rows * columns).map(|_| rng.random_range(-0.5f32..0.5)).collect()
+        };
+        let frame = [
+            ("token_embd.weight", VOCABULARY, matrix(VOCABULARY, WIDTH)),
+            ("blk.0.attn_norm.weight", 1, matrix(1, WIDTH)),
+            ("blk.0.ffn_norm.weight", 1, matrix(1, WIDTH)),
+            ("output_norm.weight", 1, matrix(1, WIDTH)),
+            ("blk.0.attn_output.weight", WIDTH, matrix(WIDTH, WIDTH)),
+            ("blk.0.ffn_down.weight", WIDTH, matrix(WIDTH, WIDE)),
+        ];
+        let [q, k, v] = QKV.map(|rows| matrix(rows, WIDTH));
+        let biases = QKV.map(|rows| matrix(1, rows));
+        let [gate, up] = [matrix(WIDE, WIDTH), matrix(WIDE, WIDTH)];
+        let dir = tempfile::tempdir().unwrap();
+        let with = |more: &[(&str, usize, Vec<f32>)]| {
+            let all = frame.iter().chain(more).map(|(name, rows, x)| ((*name).to_owned(), *rows, x.clone()));
+            logits(&dir.path().join("m.gguf"), &all.collect::<Vec<_>>())
+        };
+        let apart = [
+            ("blk.0.attn_q.weight", QKV[0], q.clone()),
+            ("blk.0.attn_k.weight", QKV[1], k.clone()),
+            ("blk.0.attn_v.weight", QKV[2], v.clone()),
+            ("blk.0.attn_q.bias", 1, biases[0].clone()),
+            ("blk.0.attn_k.bias", 1, biases[1].clone()),
+            ("blk.0.attn_v.bias", 1, biases[2].clone()),
+            ("blk.0.ffn_gate.weight", WIDE, gate.clone()),
+            ("blk.0.ffn_up.weight", WIDE, up.clone()),
+        ];
+        let joined = |gate_up: [&[f32]; 2]| {
+            [
+                ("blk.0.attn_qkv.weight", QKV.iter().sum(), [&q[..], &k, &v].concat()),
+                ("blk.0.attn_qkv.bias", 1, biases.concat()),
+                ("blk.0.ffn_up.weight", 2 * WIDE, gate_up.concat()),
+            ]
+        };
+        let want = with(&apart);
+        let close = |a: &[f32]| a.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-5);
+        assert!(want.len() == 7 * VOCABULARY && want.iter().any(|x| x.abs() > 0.1), "{want:?}");
+        assert!(close(&with(&joined([&gate, &up]))));
+        assert!(!close(&with(&joined([&up, &gate]))), "the order of gate and up has no effect");
+        let head = [("output.weight", VOCABULARY, frame[0].2.clone())];
+        assert!(close(&with(&[&apart[..], &head].concat())));
+        let other = [("output.weight", VOCABULARY, vec![1.0; VOCABULARY * WIDTH])];
+        assert!(!close(&with(&[&apart[..], &other].concat())), "a head of its own has no effect");
+    }
+}

@@ -61,3 +61,28 @@ impl Rotation {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn linear_scaling_is_a_division_of_positions() {
+        for style in [RopeStyle::Adjacent, RopeStyle::Halves] {
+            let turns =
+                |length, scale| Rotation::new(length, 6, 100.0, scale, 1.0, Some(&[1.0, 1.5, 4.0]), style);
+            let (plain, scaled) = (turns(8, 1.0), turns(29, 0.25));
+            for p in 0..8 {
+                // What stands beyond the rotated components stays.
+                let head = [0.3, -1.0, 0.7, 2.0, -0.2, 0.9, 5.0];
+                let (mut a, mut b) = (head, head);
+                plain.forward(&mut a, p);
+                scaled.forward(&mut b, 4 * p);
+                assert_eq!(a, b, "position {p}");
+                assert!(p == 0 || a != head);
+                scaled.backward(&mut b, 4 * p);
+                assert!(b.iter().zip(head).all(|(b, h)| (b - h).abs() < 1e-6), "{b:?}");
+            }
+        }
+    }
+}

@@ -46,7 +46,7 @@ pub(super) fn zero_path(d_out: usize, d_in: usize, rank: usize) -> FactorPath {
 /// Fixes the gauge and rounds.
 ///
 /// # Errors
-/// [`Error::Numeric`] if rounding changes the product by 0.1 % or more, or if a scale is not finite.
+/// [`Error::Numeric`] if rounding changes the product by more than 3/2048 of its norm, or if a scale is not finite.
 pub(super) fn to_f16(name: &str, mut path: RealPath) -> Result<FactorPath> {
     let failed = |what: String| Error::Numeric { matrix: name.to_owned(), what };
     if ![&path.h, &path.l, &path.g].iter().all(|v| v.iter().all(|x| x.is_finite())) {

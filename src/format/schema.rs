@@ -56,12 +56,24 @@ pub mod key {
     pub const EVALUATION_TEXT: &str = "littlebit.evaluation.text";
     /// f32s, perplexity of the file.
     pub const EVALUATION_PERPLEXITY: &str = "littlebit.evaluation.perplexity";
+    /// f32s, its standard error.
+    pub const EVALUATION_PERPLEXITY_ERROR: &str = "littlebit.evaluation.perplexity_error";
     /// f32s, perplexity of its source.
     pub const EVALUATION_SOURCE: &str = "littlebit.evaluation.source_perplexity";
+    /// f32s, its standard error.
+    pub const EVALUATION_SOURCE_ERROR: &str = "littlebit.evaluation.source_perplexity_error";
     /// f32s, mean KL divergence from the source in nats.
     pub const EVALUATION_KLD: &str = "littlebit.evaluation.kld";
+    /// f32s, its standard error.
+    pub const EVALUATION_KLD_ERROR: &str = "littlebit.evaluation.kld_error";
+    /// f32s, median of the divergence in nats.
+    pub const EVALUATION_KLD_MEDIAN: &str = "littlebit.evaluation.kld_median";
+    /// f32s, its 99.9 % quantile in nats.
+    pub const EVALUATION_KLD_999: &str = "littlebit.evaluation.kld_999";
     /// f32s, share of equal top tokens.
     pub const EVALUATION_SAME_TOP: &str = "littlebit.evaluation.same_top";
+    /// f32s, its standard error.
+    pub const EVALUATION_SAME_TOP_ERROR: &str = "littlebit.evaluation.same_top_error";
     /// string, one sentence for the user of a llama.cpp that cannot run the file.
     pub const REQUIRES: &str = "littlebit.requires";
 }

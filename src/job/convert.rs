@@ -202,7 +202,7 @@ struct Run<'a> {
 impl Run<'_> {
     /// Makes what is not made yet and writes the file.
     fn finish(self, layout: &mut Layout, progress: &mut dyn FnMut(Event)) -> Result<Report> {
-        let Self { source, target, options, device, pool, sha256, journal } = self;
+        let Self { source, target, options, device, mut pool, sha256, journal } = self;
         // Ranks as they are without measurements: in sum they differ little.
         let first = layout.plan(source, options)?;
         let at_once = workers(source, &layout.actions, &layout.specs, &first, options)?;
@@ -217,6 +217,13 @@ impl Run<'_> {
                     },
                     progress,
                 )?;
+                if let Some(threads) = c.fewer_threads() {
+                    progress(Event::Note(&format!(
+                        "--max-memory is enough for {threads} of {} threads",
+                        options.threads
+                    )));
+                    pool = start(threads)?;
+                }
                 // Events come from the thread that runs the stages; they are handed on as they arrive.
                 let measured = in_pool(&pool, |on_event| c.sensitivities(on_event), progress)?;
                 layout.set_sensitivities(&measured);
@@ -245,7 +252,7 @@ impl Run<'_> {
             sha256,
             imatrix: imatrix.as_ref(),
             calibration: prepared.as_ref().map(|p| p.tokens),
-            evaluations: prepared.iter().flat_map(|p| &p.evaluations).map(Evaluation::figures).collect(),
+            evaluations: prepared.iter().flat_map(|p| &p.evaluations).map(Evaluation::named).collect(),
         };
         let failures = match &prepared {
             Some(p) => Evaluation::failures(&options.gates, &p.evaluations, p.coherence.as_ref()),

@@ -1,11 +1,12 @@
 //! The result of a calibrated conversion beside its source: on texts, and in what both write.
 
+use super::header::file_name;
 use super::report::{Evaluation, Event, Sample};
-use super::tuned::{Calibrated, WINDOW};
+use super::tuned::{Calibrated, Calibration, WINDOW};
 use crate::calibrate::text;
 use crate::decoder::{Loader, Model};
 use crate::error::{Error, Result};
-use crate::source::TensorSource;
+use crate::source::{TensorSource, sha256};
 use crate::tokenize::Tokenizer;
 use crate::verify::{self, Coherence};
 use std::path::PathBuf;
@@ -89,6 +90,21 @@ pub(super) fn evaluation_windows(texts: &[PathBuf], tokenizer: &Tokenizer) -> Re
     Ok(windows)
 }
 
+/// A sentence for every text of the evaluation that the model is calibrated on as well, by its content.
+pub(super) fn repeated_texts(calibration: &Calibration) -> Result<Vec<String>> {
+    let digests = |texts: &[PathBuf]| texts.iter().map(|t| sha256([t])).collect::<Result<Vec<String>>>();
+    let learned = digests(&calibration.files)?;
+    let scored = calibration.evaluation.iter().zip(digests(&calibration.evaluation)?);
+    let both = scored.filter(|(_, digest)| learned.contains(digest));
+    let sentence = |text: &PathBuf| {
+        format!(
+            "{} is a text of the calibration: figures on it say how well the model has learned it, not what it is worth on others",
+            file_name(text)
+        )
+    };
+    Ok(both.map(|(text, _)| sentence(text)).collect())
+}
+
 /// Refuses tokens that `source` has no embedding for.
 pub(super) fn check_embeddings<'a>(
     source: &dyn TensorSource,
@@ -101,5 +117,46 @@ pub(super) fn check_embeddings<'a>(
             Err(Error::unsupported(source.path(), what))
         }
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::calibrate::moments::Shares;
+    use crate::job::tuned::Effort;
+
+    #[test]
+    fn texts_are_told_apart_by_what_they_say() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = |name: &str, says: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, says).unwrap();
+            path
+        };
+        let (learned, copy, other) = (text("a.txt", "one"), text("copy.txt", "one"), text("b.txt", "two"));
+        let mut c = Calibration {
+            files: vec![other.clone(), learned.clone()],
+            effort: Effort::Fast,
+            generated: None,
+            passes: None,
+            correction: Shares::default(),
+            polish_rounds: 0,
+            absorb_passes: 0,
+            steps: None,
+            time_budget: None,
+            save_imatrix: None,
+            statistics: None,
+            evaluation: vec![learned, copy, text("c.txt", "three")],
+            coherence: false,
+        };
+        let notes = repeated_texts(&c).unwrap();
+        assert_eq!(notes.len(), 2, "{notes:?}");
+        assert!(
+            notes[0].starts_with("a.txt is a text") && notes[1].starts_with("copy.txt is a text"),
+            "{notes:?}"
+        );
+        c.files = vec![other];
+        assert!(repeated_texts(&c).unwrap().is_empty());
     }
 }

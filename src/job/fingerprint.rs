@@ -45,6 +45,12 @@ pub(super) fn fingerprint(sha256: &str, options: &Options) -> Result<Fingerprint
         put("absorb passes", c.absorb_passes.to_string());
         // Portions of the work change sums, and which tokens are drawn.
         put("max memory", options.max_memory.map_or("none".to_owned(), |n| format!("{n} bytes")));
+        if options.max_memory.is_some() {
+            // What is kept of these windows is missing for those of moments.
+            put("evaluation sha256", source::sha256(&c.evaluation)?);
+            put("tune steps", c.steps.map_or("the effort's".to_owned(), |n| n.to_string()));
+            put("time budget", c.time_budget.map_or("none".to_owned(), |_| "some".to_owned()));
+        }
         put("block passes", c.passes.map_or("the effort's".to_owned(), |n| n.to_string()));
     }
     put(
@@ -56,8 +62,9 @@ pub(super) fn fingerprint(sha256: &str, options: &Options) -> Result<Fingerprint
         },
     );
     put("rules", options.rules.iter().map(|r| r.to_string()).collect::<Vec<_>>().join(" "));
-    // Types of other tensors matter only where a file size is to be met.
-    if let Budget::FileSize(_) = options.budget {
+    // Types of other tensors matter where a file size is to be met, and where factors are made on the activations of a model
+    // that holds them.
+    if options.calibration.is_some() || matches!(options.budget, Budget::FileSize(_)) {
         let name = |t: Option<GgmlType>| t.map_or("the source's".to_owned(), |t| t.name().to_string());
         put("token embedding type", name(options.token_embedding_type));
         put("output tensor type", name(options.output_tensor_type));

@@ -7,6 +7,7 @@ use crate::format::schema::{self, Shape, key};
 use crate::gguf::{Array, GgmlType, TensorDesc, Value, encode};
 use crate::plan::{MatrixSpec, Plan};
 use crate::source::TensorSource;
+use crate::verify::Comparison;
 use std::path::Path;
 
 /// What happens to one tensor of the source.
@@ -66,8 +67,8 @@ pub(super) struct Summary<'a> {
     pub imatrix: Option<&'a Imatrix>,
     /// Tokens of the calibration text.
     pub calibration: Option<u64>,
-    /// By text: perplexity, the source's, divergence, share of equal top tokens.
-    pub evaluations: Vec<(String, [f64; 4])>,
+    /// By text.
+    pub evaluations: Vec<(String, Comparison)>,
 }
 
 /// Name of a file without its folder.
@@ -135,14 +136,21 @@ pub(super) fn littlebit_kv(
     if !evaluations.is_empty() {
         let texts = evaluations.iter().map(|(t, _)| t.as_bytes().to_vec()).collect();
         schema::set(&mut kv, key::EVALUATION_TEXT, Value::Array(Array::Str(texts)));
-        let keys = [
-            key::EVALUATION_PERPLEXITY,
-            key::EVALUATION_SOURCE,
-            key::EVALUATION_KLD,
-            key::EVALUATION_SAME_TOP,
+        type Figure = fn(&Comparison) -> f64;
+        let figures: [(&str, Figure); 10] = [
+            (key::EVALUATION_PERPLEXITY, |c| c.perplexity.value),
+            (key::EVALUATION_PERPLEXITY_ERROR, |c| c.perplexity.error),
+            (key::EVALUATION_SOURCE, |c| c.source_perplexity.value),
+            (key::EVALUATION_SOURCE_ERROR, |c| c.source_perplexity.error),
+            (key::EVALUATION_KLD, |c| c.kld.value),
+            (key::EVALUATION_KLD_ERROR, |c| c.kld.error),
+            (key::EVALUATION_KLD_MEDIAN, |c| c.kld_median),
+            (key::EVALUATION_KLD_999, |c| c.kld_999),
+            (key::EVALUATION_SAME_TOP, |c| c.same_top.value),
+            (key::EVALUATION_SAME_TOP_ERROR, |c| c.same_top.error),
         ];
-        for (i, k) in keys.into_iter().enumerate() {
-            let values = evaluations.iter().map(|(_, v)| v[i] as f32).collect();
+        for (k, figure) in figures {
+            let values = evaluations.iter().map(|(_, c)| figure(c) as f32).collect();
             schema::set(&mut kv, k, Value::Array(Array::F32(values)));
         }
     }

@@ -2,16 +2,19 @@
 
 use crate::arch;
 use crate::calibrate::imatrix::Imatrix;
-use crate::calibrate::sensitivity::Sensitivity;
+use crate::calibrate::sensitivity::{self, Sensitivity};
 use crate::error::{Error, Result};
 use crate::format::retype::KeptTypes;
 use crate::format::schema;
 use crate::gguf::{GgmlType, Writer, encode};
 use crate::job::convert::Options;
+use crate::job::fingerprint::fingerprint;
 use crate::job::header::{Action, Summary, describe, file_name, littlebit_kv};
+use crate::job::statistics;
 use crate::plan::rules::{Rule, RuleAction, Rules};
 use crate::plan::{self, MAX_BPW, MatrixSpec, Plan, Target};
 use crate::source::TensorSource;
+use crate::verify::Comparison;
 use serde::Serialize;
 use std::collections::HashMap;
 
@@ -46,17 +49,43 @@ pub struct Outlook {
     pub file_bytes: u64,
     /// Weights that a rule decides on, and the rule.
     pub ruled: Vec<(String, String)>,
+    /// Whether ranks follow what an earlier run has measured of the source.
+    pub measured: bool,
 }
 
-/// The plan alone, without work on weights.
+/// The sensitivities in the file of statistics that the options name, if it is there.
+///
+/// # Errors
+/// A file that is damaged or of other inputs.
+fn kept_sensitivities(
+    source: &dyn TensorSource,
+    options: &Options,
+) -> Result<Option<HashMap<String, Sensitivity>>> {
+    let calibration = options.calibration.as_ref();
+    let Some((calibration, path)) = calibration.and_then(|c| Some((c, c.statistics.as_ref()?))) else {
+        return Ok(None);
+    };
+    // The checksum of a large model takes a while.
+    if !path.exists() {
+        return Ok(None);
+    }
+    let run = fingerprint(&source.sha256()?, options)?;
+    let measured = statistics::load(path, &calibration.statistics_fingerprint(&run))?;
+    Ok(measured.map(|m| sensitivity::by_name(&m.sensitivities)))
+}
+
+/// The plan alone, without work on weights; what a file of statistics holds is taken into account.
 ///
 /// # Errors
 /// As [`convert`](super::convert()), as far as they can be seen without reading weights.
 pub fn dry_run(source: &dyn TensorSource, options: &Options) -> Result<Outlook> {
-    let layout = Layout::new(source, options)?;
+    let mut layout = Layout::new(source, options)?;
+    let kept = kept_sensitivities(source, options)?;
+    let measured = kept.is_some();
+    layout.set_sensitivities(&kept.unwrap_or_default());
     let plan = layout.plan(source, options)?;
     let file_bytes = layout.file_bytes(source, options, &plan)?;
-    Ok(Outlook { plan, file_bytes, ruled: layout.ruled })
+    Ok(Outlook { plan, file_bytes, ruled: layout.ruled, measured })
 }
 
 impl Layout {
@@ -208,7 +237,7 @@ impl Layout {
         let sha256 = "0".repeat(64);
         let imatrix = self.imatrix.as_ref();
         let texts = options.calibration.iter().flat_map(|c| &c.evaluation);
-        let evaluations = texts.map(|t| (file_name(t), [0.0; 4])).collect();
+        let evaluations = texts.map(|t| (file_name(t), Comparison::default())).collect();
         let summary =
             Summary { n_params: 0, bpw: 0.0, bpw_file: 0.0, sha256, imatrix, calibration: None, evaluations };
         let kv = littlebit_kv(source, &descriptors, options, &summary);

@@ -119,7 +119,7 @@ struct Item<'a> {
 }
 
 /// Bytes of the keys: a vocabulary, mostly, of which there are a few copies.
-fn keys(source: &dyn TensorSource) -> u64 {
+pub(super) fn keys(source: &dyn TensorSource) -> u64 {
     let strings = |v: &Value| match v {
         Value::Array(crate::gguf::Array::Str(all)) => all.iter().map(|s| s.len() as u64 + 64).sum(),
         _ => 64,
@@ -127,20 +127,20 @@ fn keys(source: &dyn TensorSource) -> u64 {
     4 * source.kv().iter().map(|(_, v)| strings(v)).sum::<u64>()
 }
 
-/// Memory for what is a matter of choice in a calibrated run.
+/// Memory for what is a matter of choice in a calibrated run, and how many threads may need some.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Portions {
     /// Activations kept for moments, bytes.
     pub moments: u64,
     /// Keys and values of the sequences that are written at once, bytes.
     pub caches: u64,
+    /// Threads, at most as many as were asked for.
+    pub threads: usize,
 }
 
-impl Default for Portions {
-    fn default() -> Self {
-        Self { moments: MOMENTS, caches: CACHES }
-    }
-}
+/// Threads whose memory is set aside before the portion for moments is cut, however many there are: the portion decides on
+/// the result, which is to be the same for any number.
+const RECKONED: usize = 8;
 
 /// What a calibrated run works on.
 pub(super) struct Amounts<'a> {
@@ -159,7 +159,7 @@ pub(super) struct Amounts<'a> {
     pub tuned: bool,
     /// Whether both models write text at the end.
     pub coherence: bool,
-    /// Threads.
+    /// Threads that were asked for.
     pub threads: usize,
 }
 
@@ -186,14 +186,15 @@ pub(super) fn windows_for_moments(c: &Config, tuned: bool, memory: u64) -> usize
     ((memory / moment_window(c, tuned)) as usize).max(LEAST_WINDOWS)
 }
 
-/// Portions that keep a calibrated run within `limit` bytes.
+/// Portions that keep a calibrated run of a model with so many bytes of `keys` within `limit` bytes.
 ///
 /// # Errors
 /// [`Error::Usage`] that names the stage that cannot be kept within it.
-pub(super) fn portions(a: &Amounts, keys_of: &dyn TensorSource, limit: Option<u64>) -> Result<Portions> {
-    let stages = stages(a, keys_of);
-    let (stage, needed) = stages.iter().copied().max_by_key(|s| s.1).expect("there are stages");
+pub(super) fn portions(a: &Amounts, keys: u64, limit: Option<u64>) -> Result<Portions> {
+    let largest =
+        |threads| stages(a, keys, threads).into_iter().max_by_key(|s| s.1).expect("there are stages");
     let Some(limit) = limit else {
+        let (stage, needed) = largest(a.threads);
         return match memory::machine() {
             Some(all) if needed > all => Err(Error::usage(format!(
                 "stage '{stage}' takes about {}, and this machine has {}. Take a machine with more, or try it all the same with \
@@ -203,9 +204,10 @@ pub(super) fn portions(a: &Amounts, keys_of: &dyn TensorSource, limit: Option<u6
                 at_least(needed),
                 instead(stage)
             ))),
-            _ => Ok(Portions::default()),
+            _ => Ok(Portions { moments: MOMENTS, caches: CACHES, threads: a.threads }),
         };
     };
+    let (stage, needed) = largest(1);
     if needed > limit {
         return Err(Error::usage(format!(
             "--max-memory {} is too little: stage '{stage}' takes about {}. Give at least {}{}",
@@ -215,11 +217,19 @@ pub(super) fn portions(a: &Amounts, keys_of: &dyn TensorSource, limit: Option<u6
             instead(stage)
         )));
     }
-    let left = |stage: &str| limit - stages.iter().find(|s| s.0 == stage).expect("it is one of them").1;
-    let moments = least_moments(a);
+    let reckoned = stages(a, keys, RECKONED);
+    let left = |stage: &str| {
+        limit.saturating_sub(reckoned.iter().find(|s| s.0 == stage).expect("it is one of them").1)
+    };
+    let least = least_moments(a);
+    let moments = (least + left("factorize")).min(MOMENTS.max(least));
+    let beyond = |stage: &str| if stage == "factorize" { moments - least } else { 0 };
+    let fits = |&n: &usize| stages(a, keys, n).iter().all(|(stage, bytes)| bytes + beyond(stage) <= limit);
     Ok(Portions {
-        moments: (moments + left("factorize")).min(MOMENTS.max(moments)),
+        moments,
         caches: (LEAST + left("generate")).min(CACHES),
+        // The portion leaves room for one.
+        threads: (2..=a.threads).rev().find(fits).unwrap_or(1),
     })
 }
 
@@ -236,8 +246,8 @@ fn instead(stage: &str) -> &'static str {
     }
 }
 
-/// Stages and the bytes that each takes with the smallest portions.
-fn stages(a: &Amounts, keys_of: &dyn TensorSource) -> [(&'static str, u64); 5] {
+/// Stages and the bytes that each takes with the smallest portions on so many threads.
+fn stages(a: &Amounts, keys: u64, threads: usize) -> [(&'static str, u64); 5] {
     let (c, u) = (a.config, |n: usize| n as u64);
     let (d, ff, blocks) = (u(c.d_model), u(c.d_ff), u(c.blocks));
     let (q, kv) = (u(c.heads * c.d_key), u(c.heads_kv * (c.d_key + c.d_value)));
@@ -247,7 +257,7 @@ fn stages(a: &Amounts, keys_of: &dyn TensorSource) -> [(&'static str, u64); 5] {
     let token = u(WINDOW);
     // Embeddings and head of the source, and once more as the output stores them.
     let frame = 4 * vocabulary * d * if own_head { 4 } else { 2 };
-    let base = BASE + keys(keys_of) + frame;
+    let base = BASE + keys + frame;
     // Four copies of every sign as a bit, scales, and the factors for the output.
     let compressed = ((blocks * block) as f64 * a.bpw * (4.0 + 2.0) / 8.0) as u64;
     let widest = ff.max(attention);
@@ -269,7 +279,7 @@ fn stages(a: &Amounts, keys_of: &dyn TensorSource) -> [(&'static str, u64); 5] {
             base + u(a.sensitivity) * token * d * 4 * (blocks + 2)
                 + 12 * block
                 + solving
-                + u(a.threads) * activations
+                + u(threads) * activations
                 + 2 * logits,
         ),
         (
@@ -279,7 +289,7 @@ fn stages(a: &Amounts, keys_of: &dyn TensorSource) -> [(&'static str, u64); 5] {
                 + 10 * block
                 + solving
                 + if a.tuned { 12 * (block as f64 * a.bpw) as u64 * 2 } else { 0 }
-                + u(a.threads) * 2 * activations
+                + u(threads) * 2 * activations
                 + least_moments(a),
         ),
         (
@@ -288,4 +298,52 @@ fn stages(a: &Amounts, keys_of: &dyn TensorSource) -> [(&'static str, u64); 5] {
         ),
         ("continue", if a.coherence { writing + compressed + streams / 2 } else { 0 }),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decoder::tests::small;
+
+    #[test]
+    fn portions_are_the_same_for_any_number_of_threads() {
+        let config = Config { d_model: 512, d_ff: 1536, blocks: 4, ..small().config };
+        let on = |threads: usize, limit: u64| {
+            let (vocabulary, bpw, tuned, coherence) = ((1000, false), 1.0, true, false);
+            let a = Amounts {
+                config: &config,
+                vocabulary,
+                bpw,
+                generated: 40,
+                sensitivity: 4,
+                all: 200,
+                tuned,
+                coherence,
+                threads,
+            };
+            let most = |n: usize| stages(&a, 0, n).into_iter().map(|s| s.1).max().unwrap();
+            (portions(&a, 0, Some(limit)), most(1), most(RECKONED))
+        };
+        let (_, one, reckoned) = on(1, 0);
+        assert!(one < reckoned);
+        let mut fewer = false;
+        for limit in [one, one.midpoint(reckoned), reckoned, reckoned + (64 << 20), 64 << 30] {
+            let first = on(1, limit).0.unwrap();
+            assert_eq!(first.threads, 1);
+            for threads in [2, 3, RECKONED, 64] {
+                let p = on(threads, limit).0.unwrap();
+                assert_eq!((p.moments, p.caches), (first.moments, first.caches), "{threads} in {limit}");
+                assert!(p.threads <= threads);
+                fewer |= p.threads < threads;
+                // What is set aside is enough for its threads.
+                assert!(limit < reckoned || p.threads >= threads.min(RECKONED), "{} of {threads}", p.threads);
+            }
+        }
+        assert!(fewer, "no limit was too little for 64 threads");
+        // More room, more windows.
+        let windows = |limit| windows_for_moments(&config, true, on(1, limit).0.unwrap().moments);
+        assert_eq!(windows(one), LEAST_WINDOWS);
+        assert!(windows(reckoned + (64 << 20)) > LEAST_WINDOWS);
+        assert!(on(1, one - 1).0.is_err());
+    }
 }

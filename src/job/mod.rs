@@ -28,6 +28,7 @@ mod stages;
 mod statistics;
 mod stored;
 mod tensor;
+mod trained;
 pub mod tuned;
 pub mod verification;
 

@@ -143,11 +143,9 @@ impl Evaluation {
         all.iter().flat_map(on_text).chain(incoherence).collect()
     }
 
-    /// Name of the text, perplexity, the source's, divergence, share of equal top tokens.
-    pub(super) fn figures(&self) -> (String, [f64; 4]) {
-        let c = &self.comparison;
-        let values = [c.perplexity, c.source_perplexity, c.kld, c.same_top].map(|e| e.value);
-        (super::header::file_name(&self.text), values)
+    /// Name of the text, and the figures.
+    pub(super) fn named(&self) -> (String, crate::verify::Comparison) {
+        (super::header::file_name(&self.text), self.comparison.clone())
     }
 }
 
@@ -171,7 +169,7 @@ pub struct Report {
     pub input: PathBuf,
     /// Output path.
     pub output: PathBuf,
-    /// Output form: "littlebit" or "lossy TYPE".
+    /// Output form: "littlebit", "littlebit container" or "lossy TYPE".
     pub form: String,
     /// Method with options.
     pub method: String,

@@ -4,12 +4,14 @@
 use crate::calibrate::moments::Shares;
 use crate::calibrate::sensitivity::{self, Sensitivity};
 use crate::calibrate::text::{self, Mixture};
-use crate::decoder::{self, Model, Weight};
+use crate::decoder;
 use crate::error::Result;
 use crate::factorize;
 use crate::job::convert::Options;
 pub use crate::job::effort::Effort;
-use crate::job::evaluation::{EVALUATION_WINDOWS, check_embeddings, evaluation_windows, vocabulary};
+use crate::job::evaluation::{
+    EVALUATION_WINDOWS, check_embeddings, evaluation_windows, repeated_texts, vocabulary,
+};
 use crate::job::generated;
 use crate::job::header::{Action, file_name};
 use crate::job::journal::{Fingerprint, Journal};
@@ -19,6 +21,7 @@ use crate::job::report::{Evaluation, Event, check_device};
 use crate::job::sequential::{Made, Sequential, Stage};
 use crate::job::statistics::{self, Measured};
 use crate::job::stored::Stored;
+use crate::job::trained::store;
 use crate::plan::{MatrixSpec, Plan};
 use crate::source::TensorSource;
 use crate::tokenize::Tokenizer;
@@ -116,6 +119,11 @@ impl Calibration {
         Ok(factors + rows + factors / 4)
     }
 
+    /// What the statistics of `run` depend on.
+    pub(super) fn statistics_fingerprint(&self, run: &Fingerprint) -> Fingerprint {
+        statistics::fingerprint(run, self.effort.amounts().sensitivity)
+    }
+
     /// Names of the texts.
     pub(super) fn names(&self) -> Vec<String> {
         let mut names: Vec<String> = self.files.iter().map(|f| file_name(f)).collect();
@@ -172,9 +180,10 @@ impl<'a> Calibrated<'a> {
         let tokenizer = Tokenizer::from_kv(source.path(), source.kv())?;
         let mut files = text::windows_of(&calibration.files, &tokenizer, WINDOW)?;
         let measured = match &calibration.statistics {
-            Some(path) => statistics::load(path, &statistics_fingerprint(calibration, journal))?,
+            Some(path) => statistics::load(path, &calibration.statistics_fingerprint(journal.fingerprint()))?,
             None => None,
         };
+        repeated_texts(calibration)?.iter().for_each(|note| progress(Event::Note(note)));
         let count = calibration.generated();
         let texts = evaluation_windows(&calibration.evaluation, &tokenizer)?;
         let written = if measured.is_some() { 0 } else { count };
@@ -194,7 +203,7 @@ impl<'a> Calibrated<'a> {
             coherence,
             threads: options.threads,
         };
-        let portions = limits::portions(&amounts, source, options.max_memory)?;
+        let portions = limits::portions(&amounts, limits::keys(source), options.max_memory)?;
         let (kept, generated) = match measured {
             Some(measured) => (Some(measured.sensitivities), measured.generated),
             None if count == 0 => (None, Vec::new()),
@@ -222,11 +231,15 @@ impl<'a> Calibrated<'a> {
         })
     }
 
+    /// Threads for the stages that follow, if memory is not enough for as many as were asked for.
+    pub fn fewer_threads(&self) -> Option<usize> {
+        Some(self.portions.threads).filter(|&n| n < self.options.threads)
+    }
+
     /// What the loss feels of errors in each weight, by name: from the journal, from the file of statistics, or measured.
     pub fn sensitivities(&self, progress: &mut dyn FnMut(Event)) -> Result<HashMap<String, Sensitivity>> {
-        let by_name = |all: &[Sensitivity]| all.iter().map(|s| (s.name.clone(), s.clone())).collect();
         if let Some(kept) = &self.kept {
-            return Ok(by_name(kept));
+            return Ok(sensitivity::by_name(kept));
         }
         let sensitivities: Vec<Sensitivity> = match self.journal.get(SENSITIVITY)? {
             Some(all) => all,
@@ -237,9 +250,9 @@ impl<'a> Calibrated<'a> {
                 all
             }
         };
-        let found = by_name(&sensitivities);
+        let found = sensitivity::by_name(&sensitivities);
         if let Some(path) = &self.calibration.statistics {
-            let fingerprint = statistics_fingerprint(self.calibration, self.journal);
+            let fingerprint = self.calibration.statistics_fingerprint(self.journal.fingerprint());
             statistics::save(
                 path,
                 &fingerprint,
@@ -323,6 +336,11 @@ impl<'a> Calibrated<'a> {
             (Length::Time(_), Some(c)) if matches!(c.length(), Length::Time(_)) => c.length(),
             _ => length,
         };
+        if length == Length::Time(Duration::ZERO) {
+            progress(Event::Note(
+                "nothing of --time-budget is left for distillation: the stages before it, which do not shrink, have taken all of it",
+            ));
+        }
         let settings = Settings { length, ..Settings::default() };
         let run = Distillation::new(&mut model, &source, &teacher, &text, settings);
         self.distil(run, checkpoint, progress)?;
@@ -360,42 +378,4 @@ impl Calibrated<'_> {
         }
         self.journal.put(CHECKPOINT, "a checkpoint", run.checkpoint())
     }
-}
-
-/// What the statistics of the run depend on.
-fn statistics_fingerprint(calibration: &Calibration, journal: &Journal) -> Fingerprint {
-    statistics::fingerprint(journal.fingerprint(), calibration.effort.amounts().sensitivity)
-}
-
-/// Rounds the trained scales to what the file holds, and the model with them.
-fn store(model: &mut Model, made: &mut HashMap<String, Made>) -> Result<HashMap<String, Vec<f32>>> {
-    let mut norms = HashMap::new();
-    norms.insert("output_norm.weight".to_owned(), model.norm.clone());
-    for (i, block) in model.blocks.iter_mut().enumerate() {
-        for l in block.linears.iter_mut().flatten() {
-            let (Weight::Binary(paths), Some(f)) = (&mut l.weight, made.get_mut(&l.name)) else {
-                continue;
-            };
-            for (p, stored) in paths.iter_mut().zip(&mut f.factors.slices) {
-                *stored = factorize::with_scales(&l.name, stored, &p.h, &p.l, &p.g)?;
-                p.set_scales(stored);
-            }
-        }
-        let names =
-            ["attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm", "attn_q_norm", "attn_k_norm"];
-        let present = [
-            Some(&block.norms[0]),
-            Some(&block.norms[1]),
-            block.post_norms[0].as_ref(),
-            block.post_norms[1].as_ref(),
-            block.head_norms[0].as_ref(),
-            block.head_norms[1].as_ref(),
-        ];
-        for (name, norm) in names.iter().zip(present) {
-            if let Some(norm) = norm {
-                norms.insert(format!("blk.{i}.{name}.weight"), norm.clone());
-            }
-        }
-    }
-    Ok(norms)
 }

@@ -36,7 +36,7 @@ fn leftovers_go_to_the_largest_remainder_first() {
     let (low, step) = (slice_bits(576, 576, 256), slice_bits(576, 576, 288) - slice_bits(576, 576, 256));
     assert_eq!(gained as u64, 8 * (576 * 576 - low) / step);
     assert!(gained > 0 && gained < 8);
-    assert!(ranks[..gained].iter().all(|&r| r == 288), "equal remainders go in file order: {ranks:?}");
+    assert!(ranks[..gained].iter().all(|&r| r == 288), "equal remainders go by name: {ranks:?}");
     assert!(p.bpw <= 1.0);
     // A matrix with a larger remainder wins although it comes last.
     let specs = [spec("a.weight", 576, 576, 1), spec("b.weight", 576, 576, 1), spec("c.weight", 600, 600, 1)];

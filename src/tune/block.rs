@@ -245,6 +245,107 @@ mod tests {
         assert_eq!((after, signs), (other, others), "threads change the result");
     }
 
+    /// The gradient of every trained vector along a random direction, against differences of the loss itself.
+    #[test]
+    fn the_gradient_is_that_of_the_loss() {
+        let model = small();
+        let rotations = model.rotations(LENGTH);
+        // Weights of windows and channels that are not all alike, and a token that counts less.
+        let (shares, window) = ([0.5, 1.7], 1);
+        let channels: Vec<f32> = (0..12).map(|c| 0.4 + 0.1 * c as f32).collect();
+        for (b, trained) in [(0, Trained::Everything), (1, Trained::Factors)] {
+            let source = &model.blocks[b];
+            let rotation = source.rotation(&rotations);
+            let inputs: Vec<Vec<f32>> = (0..2).map(|w| stream(&model, w)).collect();
+            let target = |x: &Vec<f32>| {
+                let mut y = source.forward(&model.config, rotation, x.clone(), LENGTH).0;
+                y.iter_mut().enumerate().for_each(|(i, y)| *y += 0.3 * (i as f32).sin());
+                y[..12].iter_mut().for_each(|y| *y *= 4.0);
+                y
+            };
+            let targets: Vec<Vec<f32>> = inputs.iter().map(target).collect();
+            let (shares, channels) = (&shares[..], &channels[..]);
+            let config = &model.config;
+            let task = BlockTask {
+                config,
+                rotation,
+                inputs: &inputs,
+                targets: &targets,
+                shares,
+                channels,
+                length: LENGTH,
+            };
+            let mut grad = source.zero_grad(trained);
+            task.window(source, window, &mut grad);
+            // By its definition.
+            let loss = |block: &Block| {
+                let y = block.forward(config, rotation, inputs[window].clone(), LENGTH).0;
+                let norm = |x: &[f32]| x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+                let mut norms: Vec<f64> = targets[window].chunks(12).map(norm).collect();
+                let tokens = norms.clone();
+                norms.sort_by(f64::total_cmp);
+                let (mut error, mut size) = (0.0, 0.0);
+                for (i, (y, target)) in y.iter().zip(&targets[window]).enumerate() {
+                    let weight =
+                        (norms[LENGTH / 2] / tokens[i / 12]).min(1.0).powi(2) * f64::from(channels[i % 12]);
+                    error += weight * f64::from(y - target).powi(2);
+                    size += weight * f64::from(*target).powi(2);
+                }
+                f64::from(shares[window]) * error / size
+            };
+            let mut vectors = 0;
+            let mut check = |what: &str, grad: &[f32], pick: &dyn Fn(&mut Block) -> &mut [f32]| {
+                let along: Vec<f32> =
+                    (0..grad.len()).map(|i| ((7 * i + vectors) as f32 * 0.9).sin()).collect();
+                let at = |t: f32| {
+                    let mut block = source.clone();
+                    pick(&mut block).iter_mut().zip(&along).for_each(|(p, a)| *p += t * a);
+                    loss(&block)
+                };
+                let e = 4e-3f32;
+                let numeric = (8.0 * (at(e) - at(-e)) - (at(2.0 * e) - at(-2.0 * e))) / (12.0 * f64::from(e));
+                let exact: f64 = grad.iter().zip(&along).map(|(g, a)| f64::from(g * a)).sum();
+                let norm = grad.iter().map(|g| g * g).sum::<f32>().sqrt();
+                assert!(norm > 1e-4, "{b} {what}: the gradient vanishes");
+                let off = (numeric - exact).abs();
+                assert!(
+                    off < 5e-3 * f64::from(norm) + 2e-4,
+                    "{b} {what}: {numeric} against {exact}, norm {norm}"
+                );
+                vectors += 1;
+            };
+            for (n, g) in grad.norms.iter().enumerate() {
+                check(&format!("norm {n}"), g, &|b| b.norm_list().swap_remove(n));
+            }
+            for (s, grads) in grad.linears.iter().enumerate() {
+                for (j, g) in grads.iter().enumerate() {
+                    let what = format!("site {s} layer {j}");
+                    match g.as_ref().unwrap() {
+                        LinearGrad::Dense(g) => check(&what, g, &|b| match &mut b.linears[s][j].weight {
+                            Weight::Dense(w) => &mut w[..],
+                            _ => unreachable!(),
+                        }),
+                        LinearGrad::Factors(paths) => {
+                            for (p, k) in (0..paths.len()).flat_map(|p| [(p, 0), (p, 1), (p, 2)]) {
+                                check(&what, &paths[p].scales[k], &|b| match &mut b.linears[s][j].weight {
+                                    Weight::Binary(all) => {
+                                        let Binary { h, l, g, .. } = &mut all[p];
+                                        let scales: [&mut [f32]; 3] = [h, l, g];
+                                        scales.into_iter().nth(k).expect("three vectors")
+                                    }
+                                    _ => unreachable!(),
+                                });
+                            }
+                        }
+                        LinearGrad::Fisher(_) => unreachable!("gradients were asked for"),
+                    }
+                }
+            }
+            // Norms; 5 dense layers and 3 paths, or 5 paths.
+            assert_eq!(vectors, 6 + if b == 0 { 5 + 3 * 3 } else { 3 * 5 });
+        }
+    }
+
     #[test]
     fn dense_weights_absorb_what_factors_have_lost() {
         let model = small();

@@ -134,7 +134,8 @@ impl<'a> Distillation<'a> {
     /// One step; `None` at the end.
     pub fn step(&mut self) -> Option<Step> {
         let progressed = self.progressed();
-        if progressed >= 1.0 || self.state.settings.length == Length::Steps(0) {
+        let none = [Length::Steps(0), Length::Time(Duration::ZERO)].contains(&self.state.settings.length);
+        if progressed >= 1.0 || none {
             return None;
         }
         let started = Instant::now();
@@ -253,5 +254,91 @@ mod tests {
             assert!((numeric - f64::from(gradient[i])).abs() < 1e-4, "{numeric} against {}", gradient[i]);
         }
         assert!(value > 0.0);
+    }
+
+    use crate::decoder::Dense;
+    use crate::decoder::tests::small;
+
+    const LENGTH: usize = 7;
+    const TEXT: [[u32; LENGTH]; 2] = [[1, 5, 3, 3, 9, 10, 0], [2, 7, 7, 4, 8, 1, 6]];
+
+    /// A source that predicts other things than the small model.
+    fn source(own_head: bool) -> Model {
+        let mut source = small();
+        source.norm.iter_mut().enumerate().for_each(|(i, x)| *x *= 1.0 + 0.5 * (i as f32).sin());
+        if own_head {
+            let moved = source.head.iter().enumerate().map(|(i, x)| x + 0.4 * (i as f32 * 1.7).cos());
+            source.head = Arc::new(Dense::from(moved.collect::<Vec<f32>>()));
+        }
+        source
+    }
+
+    /// Mean divergence at `positions` of window `w` by its definition, in full precision.
+    fn divergence(model: &Model, source: &Model, w: usize, positions: &[usize]) -> f64 {
+        let probabilities = |m: &Model| -> Vec<Vec<f64>> {
+            let logits = m.logits(&m.normed(&m.stream(&TEXT[w], LENGTH)));
+            let rows = logits.chunks(m.vocabulary()).map(|row| {
+                let all: Vec<f64> = row.iter().map(|x| f64::from(*x).exp()).collect();
+                let sum: f64 = all.iter().sum();
+                all.iter().map(|x| x / sum).collect()
+            });
+            rows.collect()
+        };
+        let (p, q) = (probabilities(source), probabilities(model));
+        let at = |t: &usize| p[*t].iter().zip(&q[*t]).map(|(p, q)| p * (p / q).ln()).sum::<f64>();
+        positions.iter().map(at).sum::<f64>() / positions.len() as f64
+    }
+
+    /// Loss and gradient of a window against the definition and its differences: the right positions are scored, by the right
+    /// head, within the precision of a training step's head.
+    #[test]
+    fn a_window_is_scored_at_its_positions() {
+        let text = Mixture::new(vec![TEXT.map(|w| w.to_vec()).to_vec()]);
+        for (own_head, w, pass, positions) in [
+            (false, 0, 0, &[0, 3, 6][..]),
+            (false, 1, 0, &[1, 4]),
+            (true, 0, 2, &[2, 5]),
+            (true, 1, 2, &[0, 3, 6]),
+        ] {
+            let (mut model, source) = (small(), source(own_head));
+            if !own_head {
+                model.head = source.head.clone();
+            }
+            let rows = |w: usize| source.normed(&source.stream(&TEXT[w], LENGTH));
+            let teacher = Teacher::new((0..2).map(rows));
+            let settings = Settings { stride: 3, ..Settings::default() };
+            let run = Distillation::new(&mut model, &source, &teacher, &text, settings);
+            assert_eq!(run.source_head.is_some(), own_head);
+            // Steps of differences are smaller than those of a training step's activations.
+            run.model.set_precision(Precision::Full);
+            let mut grad = run.model.zero_grad(Trained::Scales);
+            let value = run.window((w, pass), &mut grad);
+            let base = run.model.clone();
+            let want = divergence(&base, &source, w, positions);
+            assert!((value - want).abs() < 0.02 * want && want > 0.01, "{value} against {want}");
+
+            let mut gradients: Vec<Vec<f32>> = Vec::new();
+            visit(&mut base.clone(), &grad, |_, _, g| gradients.push(g.to_vec()));
+            let whole = gradients.iter().flatten().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
+            for (n, g) in gradients.iter().enumerate() {
+                let along: Vec<f32> = (0..g.len()).map(|i| ((5 * i + n) as f32 * 1.1).sin()).collect();
+                let at = |t: f32| {
+                    let (mut m, mut i) = (base.clone(), 0);
+                    visit(&mut m, &grad, |_, p, _| {
+                        if i == n {
+                            p.iter_mut().zip(&along).for_each(|(p, a)| *p += t * a);
+                        }
+                        i += 1;
+                    });
+                    divergence(&m, &source, w, positions)
+                };
+                let e = 4e-3f32;
+                let numeric = (8.0 * (at(e) - at(-e)) - (at(2.0 * e) - at(-2.0 * e))) / (12.0 * f64::from(e));
+                let exact: f64 = g.iter().zip(&along).map(|(g, a)| f64::from(g * a)).sum();
+                let off = (numeric - exact).abs();
+                assert!(off < 0.01 * whole, "vector {n}: {numeric} against {exact}, whole {whole}");
+            }
+            assert!(gradients.len() > 30 && whole > 0.01, "{} vectors, {whole}", gradients.len());
+        }
     }
 }

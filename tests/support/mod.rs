@@ -5,6 +5,7 @@ pub mod checkpoint;
 pub mod kills;
 
 use littlebit::gguf::{GgmlType, TensorDesc, Value, Writer};
+use serde_json::Value as Json;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -100,4 +101,25 @@ pub fn small_model(dir: &Path, mut edit: impl FnMut(&str, &mut Vec<f32>)) -> Pat
     }
     std::fs::write(&path, w.finish().unwrap()).unwrap();
     path
+}
+
+/// Asserts that the keys of a file (`littlebit.kv` of `info --json`) hold the figures of evaluation number `i` as the report has
+/// them.
+pub fn keys_hold_evaluation(kv: &Json, i: usize, evaluation: &Json) {
+    for (key, path) in [
+        ("perplexity", "/perplexity/value"),
+        ("perplexity_error", "/perplexity/error"),
+        ("source_perplexity", "/source_perplexity/value"),
+        ("source_perplexity_error", "/source_perplexity/error"),
+        ("kld", "/kld/value"),
+        ("kld_error", "/kld/error"),
+        ("kld_median", "/kld_median"),
+        ("kld_999", "/kld_999"),
+        ("same_top", "/same_top/value"),
+        ("same_top_error", "/same_top/error"),
+    ] {
+        let stored = kv[format!("evaluation.{key}")][i].as_f64().unwrap_or_else(|| panic!("{key} in {kv}"));
+        let exact = evaluation.pointer(path).and_then(Json::as_f64).expect(path);
+        assert!((stored - exact).abs() <= 1e-6 * exact.abs(), "{key}: {stored} against {exact}");
+    }
 }

@@ -186,29 +186,50 @@ fn refits_end_where_the_gradient_is_zero() {
     }
 }
 
+/// Rows of U are problems of their own: of each the best of all 64 sign rows is known.
 #[test]
-fn one_row_is_solved_as_brute_force_does() {
-    // Cyclic descent from many starts must find the best of all 64 sign rows, and never less than it.
-    let (t, m, p) = setup();
+fn rows_end_near_what_brute_force_finds() {
+    let (t, m, mut p) = setup();
     let q = problem(&t, &m);
-    let row_error = |p: &Path| error(&t, &m, p);
-    let mut best = f64::INFINITY;
-    let mut found = f64::INFINITY;
-    for bits in 0..1u32 << RANK {
-        let mut trial =
-            Path { h: p.h.clone(), l: p.l.clone(), g: p.g.clone(), u: p.u.clone(), v: p.v.clone(), ..p };
-        (0..RANK).for_each(|k| trial.u.to_mut()[k] = if bits >> k & 1 == 1 { 1.0 } else { -1.0 });
-        // Only row 0 may move: the others get their converged state first.
-        let others = trial.u[..RANK].to_vec();
-        (0..20).for_each(|_| {
-            certain(signs::descend_u(&Host, &q, &mut trial));
-        });
-        let descended = row_error(&trial);
-        found = found.min(descended);
-        trial.u.to_mut()[..RANK].copy_from_slice(&others);
-        best = best.min(row_error(&trial));
+    // By its definition, of row `i` alone with the signs `u`.
+    let row_error = |p: &Path, i: usize, u: &[f32]| {
+        let w = |j: usize| -> f64 {
+            (0..RANK).map(|k| f64::from(u[k] * p.v[j * RANK + k]) * f64::from(p.l[k])).sum::<f64>()
+        };
+        let e: Vec<f64> = (0..D_IN)
+            .map(|j| f64::from(t[i * D_IN + j]) - f64::from(p.h[i]) * w(j) * f64::from(p.g[j]))
+            .collect();
+        let quadratic = |a: usize| (0..D_IN).map(|b| f64::from(m[a * D_IN + b]) * e[b]).sum::<f64>() * e[a];
+        (0..D_IN).map(quadratic).sum::<f64>()
+    };
+    let pattern =
+        |bits: usize| (0..RANK).map(|k| if bits >> k & 1 == 1 { 1.0f32 } else { -1.0 }).collect::<Vec<_>>();
+    let best: Vec<f64> = (0..D_OUT)
+        .map(|i| (0..1 << RANK).map(|bits| row_error(&p, i, &pattern(bits))).fold(f64::INFINITY, f64::min))
+        .collect();
+    let mut found = vec![f64::INFINITY; D_OUT];
+    let (mut before, mut after) = (0.0, 0.0);
+    for start in [0b000000, 0b010101, 0b111000] {
+        p.u = pattern(start).repeat(D_OUT).into();
+        let excess = |p: &Path| -> Vec<f64> {
+            (0..D_OUT).map(|i| row_error(p, i, &p.u[i * RANK..(i + 1) * RANK]) / best[i] - 1.0).collect()
+        };
+        before += excess(&p).iter().sum::<f64>();
+        for _ in 0..20 {
+            certain(signs::descend_u(&Host, &q, &mut p));
+        }
+        let ended = excess(&p);
+        after += ended.iter().sum::<f64>();
+        for (found, e) in found.iter_mut().zip(ended) {
+            assert!(e > -1e-6, "better than the best: {e}");
+            *found = found.min(e);
+        }
     }
-    assert!((found - best).abs() < 1e-4 * best, "descent {found}, brute force {best}");
+    // Every row of every start is a sample.
+    let [before, after] = [before, after].map(|sum| sum / (3 * D_OUT) as f64);
+    assert!(before > 0.1, "the starts are as good as the best: {before}");
+    assert!(after < 0.01, "mean excess {after} after {before}");
+    assert!(found.iter().all(|e| *e < 1e-4), "of three starts none finds the best: {found:?}");
 }
 
 #[test]
