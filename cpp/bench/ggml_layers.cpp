@@ -1,11 +1,15 @@
 // Time of single layers by ggml's own kernels of a device and by littlebit's in the same backend, as llama.cpp runs them: F16, Q4_0,
 // Q1_0, factors in the portable lowering, factors as native nodes.
 //
-//   ggml-layers [--device NAME] [--seconds S] [--shapes ROWSxCOLS,...] [--bpw X,...] [--batch N,...]
+//   ggml-layers [--device NAME] [--seconds S] [--shapes ROWSxCOLS,...] [--bpw X,...] [--batch N,...] [--pool MIB]
 //
+// A line has --pool MiB of weights (default 512), so that each layer comes from memory as in a model: no GPU so far has a cache of half
+// of it.
 // The backend is the one that ggml calls NAME (default CUDA0), so the same program runs on a GPU, on the CPU, and on the host model of a
 // GPU (GGML_BACKEND_PATH). scripts/bench-cuda builds and runs it.
 
+// Its types are meant for one file, and here they are.
+#pragma GCC diagnostic ignored "-Wsubobject-linkage"
 #include "ggml_bench.cpp"
 #include "littlebit-node.h"
 
@@ -17,9 +21,8 @@
 
 namespace {
 
-// Weights of one line together, so that each layer comes from memory as in a model; no GPU so far has a cache of half of it.
-constexpr int64_t POOL = 512 << 20;
-// Activations of one line together.
+// Bytes of weights of one line together, and of activations.
+int64_t pool_bytes = 512 << 20;
 constexpr int64_t NODES = 2ll << 30;
 
 struct layer {
@@ -119,7 +122,7 @@ int clamped(int64_t n) { return (int) std::min<int64_t>(std::max<int64_t>(n, 2),
 
 // Copies of a layer of so many bytes of weights, and products in a graph: fewer where activations alone fill the caches.
 std::pair<int, int> counts(int64_t bytes, const layer & l, int64_t floats) {
-    const int copies = clamped((POOL + bytes - 1)/bytes);
+    const int copies = clamped((pool_bytes + bytes - 1)/bytes);
     return { copies, std::min(copies, clamped(NODES/(4*floats*l.batch))) };
 }
 
@@ -156,13 +159,14 @@ std::vector<std::string> split(const std::string & list) {
 
 int main(int argc, char ** argv) {
     std::string device = "CUDA0", seconds = "0.3", shapes = "4096x4096,11008x4096,4096x11008,8192x8192,28672x8192,8192x28672",
-                bpws = "0.1,0.3,0.55,1.0", batches = "1,8,64,512";
+                bpws = "0.1,0.3,0.55,1.0", batches = "1,8,64,512", pool = "512";
     for (int i = 1; i < argc; i += 2) {
         const std::string flag = argv[i];
         std::string * value = flag == "--device" ? &device : flag == "--seconds" ? &seconds : flag == "--shapes" ? &shapes :
-                              flag == "--bpw" ? &bpws : flag == "--batch" ? &batches : nullptr;
+                              flag == "--bpw" ? &bpws : flag == "--batch" ? &batches : flag == "--pool" ? &pool : nullptr;
         if (!value || i + 1 == argc) {
-            std::fprintf(stderr, "usage: ggml-layers [--device NAME] [--seconds S] [--shapes ROWSxCOLS,...] [--bpw X,...] [--batch N,...]\n");
+            std::fprintf(stderr, "usage: ggml-layers [--device NAME] [--seconds S] [--shapes ROWSxCOLS,...] [--bpw X,...] [--batch N,...]"
+                    " [--pool MIB]\n");
             return 2;
         }
         *value = argv[i + 1];
@@ -173,6 +177,7 @@ int main(int argc, char ** argv) {
         return 3;
     }
     const double s = std::atof(seconds.c_str());
+    pool_bytes = (int64_t) std::atoi(pool.c_str()) << 20;
     std::printf("%s (%s): layers in ggml's graphs over copies that exceed the caches; medians, us a layer. LittleBit: one path, one node a\n"
             "half, as llama.cpp runs it; - where the backend does not have the combination.\n\n"
             "| layer | n | F16 | Q4_0 | Q1_0 | bpw | rank | portable | LittleBit | over F16 | over Q4_0 | over Q1_0 | over portable |\n"
