@@ -29,7 +29,29 @@ struct Model {
     tied: bool,
 }
 
-const MODELS: [Model; 4] = [
+const MODELS: [Model; 6] = [
+    // Llama 2 70B, eight of its 80 blocks: what a block costs shows, and F16 fits on one GPU.
+    Model {
+        name: "70b-layers",
+        blocks: 8,
+        d: 8192,
+        ff: 28672,
+        heads: 64,
+        kv_heads: 8,
+        vocabulary: 32000,
+        tied: false,
+    },
+    // Llama 2 13B
+    Model {
+        name: "13b",
+        blocks: 40,
+        d: 5120,
+        ff: 13824,
+        heads: 40,
+        kv_heads: 40,
+        vocabulary: 32000,
+        tied: false,
+    },
     // Llama 2 7B
     Model {
         name: "7b",
@@ -253,7 +275,8 @@ fn encode_fitting(ty: GgmlType, ne0: u64) -> GgmlType {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let usage = "usage: shaped_model 7b|8b|1b|135m f16|q8_0|q4_0|q1_0|lb:BPW OUT.gguf [--head TYPE]";
+    let usage =
+        "usage: shaped_model 70b-layers|13b|8b|7b|1b|135m f16|q8_0|q4_0|q1_0|lb:BPW OUT.gguf [--head TYPE]";
     let (shape, kind, out, head) = match args.as_slice() {
         [shape, kind, out] => (shape, kind, out, None),
         [shape, kind, out, flag, head] if flag == "--head" => (shape, kind, out, Some(head)),

@@ -1,5 +1,5 @@
 // The CUDA kernels on a real GPU: bits against the CPU oracle (liblittlebit's scalar kernel), time against cuBLAS F16.
-// Needs neither network nor Rust nor an installed CUDA; cuBLAS is opened at run time and left out where it is missing.
+// Needs neither network nor Rust nor an installed CUDA; cuBLAS is opened at run time, and cells say so where it is missing.
 //
 //   cuda-bench check             exit 1 if a bit differs, launched by launch.cu and by lb_cuda_stage_run, alone and in groups
 //   cuda-bench speed [SECONDS]   a table of layers, and one of grouped against separate launches; time per line, default 0.5
@@ -261,6 +261,7 @@ struct cublas {
             void *, int, int, int, int) = nullptr;
     int (*set_stream)(void *, cudaStream_t) = nullptr;
     device<uint8_t> workspace{ 32 << 20 };
+    std::string missing; // why it cannot be had
 
     bool open(cudaStream_t stream) {
         void * lib = nullptr;
@@ -268,14 +269,17 @@ struct cublas {
             lib = lib ? lib : dlopen(name, RTLD_NOW);
         }
         if (!lib) {
+            missing = "not found (libcublas.so.13, .so.12)";
             return false;
         }
         auto create = (int (*)(void **)) dlsym(lib, "cublasCreate_v2");
         auto set_workspace = (int (*)(void *, void *, size_t)) dlsym(lib, "cublasSetWorkspace_v2");
         set_stream = (decltype(set_stream)) dlsym(lib, "cublasSetStream_v2");
         gemm = (decltype(gemm)) dlsym(lib, "cublasGemmEx");
-        return create && set_workspace && set_stream && gemm && create(&handle) == 0 && set_stream(handle, stream) == 0 &&
+        const bool good = create && set_workspace && set_stream && gemm && create(&handle) == 0 && set_stream(handle, stream) == 0 &&
                set_workspace(handle, workspace.p, 32 << 20) == 0;
+        missing = good ? "" : "does not start";
+        return good;
     }
 
     // y (rows x n, f16) = W (rows x cols, f16, row-major) x (cols x n, f16), summed in f32
@@ -289,10 +293,13 @@ struct cublas {
     }
 };
 
-// Captures `once` into a graph; a replay of it is what is timed.
+// Captures `once` into a graph; a replay of it is what is timed. It runs before that: a kernel that is not loaded yet, or a product
+// for which cuBLAS has not chosen one, may do what a capture forbids.
 static cudaGraphExec_t captured(cudaStream_t stream, const std::function<void()> & once) {
     cudaGraph_t graph;
     cudaGraphExec_t exec;
+    once();
+    CHECK(cudaStreamSynchronize(stream));
     CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
     once();
     CHECK(cudaStreamEndCapture(stream, &graph));
@@ -316,9 +323,39 @@ static float replay(cudaGraphExec_t exec, cudaStream_t stream) {
     return ms*1000;
 }
 
+// Of one layer; each is two to four nodes of a graph.
+constexpr size_t MAX_COPIES = 8192;
+
 static double median(std::vector<double> v) {
     std::sort(v.begin(), v.end());
     return v[v.size()/2];
+}
+
+// How many copies of `bytes` a replay walks over, so that each layer comes from memory as in a model: at least 256 MiB and four times
+// the L2 cache.
+static int copies_of(size_t bytes) {
+    static size_t pool = 0;
+    if (pool == 0) {
+        cudaDeviceProp p;
+        CHECK(cudaGetDeviceProperties(&p, 0));
+        pool = std::max<size_t>(256 << 20, 4*(size_t) p.l2CacheSize);
+    }
+    const size_t copies = std::max<size_t>((pool + bytes - 1)/bytes, 2);
+    if (copies > MAX_COPIES) {
+        fprintf(stderr, "a layer of %zu bytes needs %zu copies to exceed the caches, there is room for %zu\n", bytes, copies, MAX_COPIES);
+        exit(2);
+    }
+    return (int) copies;
+}
+
+// Random bytes, some of them and then the same again: the numbers are slower to make than to use, and times do not depend on them.
+static std::vector<uint8_t> signs_of(size_t n) {
+    static const auto some = filled<uint8_t>((4 << 20) + 1, [] { return (uint8_t) random_bits(); });
+    std::vector<uint8_t> v(n);
+    for (size_t at = 0; at < n; at += some.size()) {
+        memcpy(v.data() + at, some.data(), std::min(some.size(), n - at));
+    }
+    return v;
 }
 
 struct layer {
@@ -329,13 +366,10 @@ static void speed_of(cublas * blas, cudaStream_t stream, uint32_t d_out, uint32_
     const double exact = bpw*d_out*d_in/((double) d_out + d_in + 16);
     const uint32_t rank = std::max(32u, (uint32_t) (exact/32)*32);
     const size_t v_bytes = tile_bytes(rank, d_in), u_bytes = tile_bytes(d_out, rank), dense = (size_t) d_out*d_in;
-    // Copies that together exceed every cache, so that each layer comes from memory as in a model.
-    const size_t pool = 256 << 20;
-    const int layers  = (int) std::min<size_t>(std::max<size_t>(pool/(v_bytes + u_bytes), 2), 64);
-    const int denses  = (int) std::max<size_t>(pool/(2*dense), 2);
+    const int layers = copies_of(v_bytes + u_bytes), denses = copies_of(2*dense);
 
     std::vector<layer> factors;
-    const auto bytes = filled<uint8_t>(std::max(v_bytes, u_bytes), [] { return (uint8_t) random_bits(); });
+    const auto bytes = signs_of(std::max(v_bytes, u_bytes));
     for (int i = 0; i < layers; ++i) {
         factors.push_back({ device<uint8_t>(v_bytes), device<uint8_t>(u_bytes) });
         CHECK(cudaMemcpy(factors[i].v.p, bytes.data(), v_bytes, cudaMemcpyHostToDevice));
@@ -388,7 +422,7 @@ static void speed_of(cublas * blas, cudaStream_t stream, uint32_t d_out, uint32_
         printf(" %.2f | %.2f |\n", median(b), median(b)/us);
         CHECK(cudaGraphExecDestroy(theirs));
     } else {
-        printf(" - | - |\n");
+        printf(" no cuBLAS | not measured |\n");
     }
     fflush(stdout);
     CHECK(cudaGraphExecDestroy(ours));
@@ -411,8 +445,8 @@ static void speed_of_group(cudaStream_t stream, const block_input & b, double bp
         ranks.push_back(std::max(32u, (uint32_t) (exact/32)*32));
         copy += paths*(tile_bytes(ranks.back(), b.d_in) + tile_bytes(d_out, ranks.back()));
     }
-    const int layers = (int) std::min<size_t>(std::max<size_t>((256 << 20)/copy, 2), 64);
-    const device<uint8_t> signs(filled<uint8_t>(copy*layers, [] { return (uint8_t) random_bits(); }));
+    const int layers = copies_of(copy);
+    const device<uint8_t> signs(signs_of(copy*layers));
     const device<float> x(filled<float>((size_t) b.d_in*n, random_float));
     std::vector<device<uint16_t>> scales;
     std::vector<device<float>> results;
@@ -478,7 +512,7 @@ static int speed(double seconds) {
     cublas blas;
     const bool have = blas.open(stream);
     if (!have) {
-        printf("cuBLAS is not on this machine: its columns are left out.\n\n");
+        printf("cuBLAS %s: the comparison with F16 is not measured.\n\n", blas.missing.c_str());
     }
     printf("One path, both halves, replayed from a CUDA graph over copies that exceed the caches; medians, us a layer.\n\n"
            "| layer | bpw | rank | n | us | min | max | GB/s of signs | TMAC/s | cuBLAS F16 us | times faster |\n"

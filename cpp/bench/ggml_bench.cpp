@@ -1,4 +1,4 @@
-// ggml's matrix product behind a few C functions, for `cargo bench --bench layer`.
+// ggml's matrix product behind a few C functions, for `cargo bench --bench layer` and for ggml_layers.cpp.
 //
 // A gb_pool holds copies of one weight, or of one path of factors, and one graph with all requested products, so
 // that one graph computation runs many products and its own overhead is shared out, as in a model.
@@ -152,9 +152,20 @@ gb_engine * gb_open(int n_threads) {
     return engine;
 }
 
+// The device of this name ("CUDA0", "CPU"), of a backend that is linked or in GGML_BACKEND_PATH; NULL if there is none.
+gb_engine * gb_open_device(const char * name) {
+    ggml_log_set(log_warnings, nullptr);
+    ggml_backend_load_all();
+    ggml_backend_dev_t device = ggml_backend_dev_by_name(name);
+    ggml_backend_t backend = device ? ggml_backend_dev_init(device, nullptr) : nullptr;
+    return backend ? new gb_engine{ backend, nullptr } : nullptr;
+}
+
 void gb_close(gb_engine * engine) {
     ggml_backend_free(engine->backend);
-    ggml_threadpool_free(engine->threads);
+    if (engine->threads) {
+        ggml_threadpool_free(engine->threads);
+    }
     delete engine;
 }
 

@@ -10,7 +10,7 @@
 // Launches `members` chains of `chain` stages, stage i of member m at stage[m*chain + i], of which the caller fills in everything
 // but columns, planes, split and plane. All together where lbk_join can, else one after the other; the results are the same.
 // work: lbk_group_work_bytes of device memory, aligned to 16, not touched by others until the launches are done. No allocation, no
-// waiting: may be captured into a graph. Tiles are aligned to 4, cols at most 2^18, n > 0; no stage reads what another writes, but
+// waiting: may be captured into a graph. Tiles are aligned to 4, cols at most 2^18, n > 0 and at most LBK_MAX_N; no stage reads what another writes, but
 // for the `add` of later stages of a chain. At most LBK_STAGES stages.
 cudaError_t lbk_run_group(const lbk_args * stage, uint32_t members, uint32_t chain, void * work, cudaStream_t stream);
 

@@ -11,6 +11,8 @@ constexpr uint32_t LBK_FUSED_COLS = 8192;
 constexpr uint32_t LBK_SLICE = 4096;
 // Columns of activations up to which a block takes one row block, and splits the signs' columns over its warps.
 constexpr uint32_t LBK_SMALL_N = 16;
+// Columns of activations of a stage: a grid has at most 65535 blocks in y.
+constexpr uint32_t LBK_MAX_N = 65535*LBK_LARGE_N;
 
 enum lbk_kernel : uint32_t { LBK_QUANTIZE, LBK_FUSED, LBK_SMALL4, LBK_SMALL8, LBK_LARGE, LBK_EXTENT, LBK_SPLIT, LBK_N_KERNELS };
 

@@ -23,7 +23,7 @@ bool ggml_cuda_littlebit_supports(int device, const ggml_tensor * node) {
         return false;
     }
     const lb_node n = lb_node_get(node);
-    if (n.f32 || n.ids || n.members < 1 || n.paths < 1 || n.paths > LB_NODE_PATHS ||
+    if (n.stays || n.f32 || n.ids || n.members < 1 || n.paths < 1 || n.paths > LB_NODE_PATHS ||
         !ampere_mma_available(ggml_cuda_info().devices[device].cc)) {
         return false;
     }
@@ -34,7 +34,7 @@ bool ggml_cuda_littlebit_supports(int device, const ggml_tensor * node) {
     }
     const ggml_tensor * x = node->src[0];
     if (!f32_rows(x) || node->type != GGML_TYPE_F32 || !ggml_is_contiguous(node) || ggml_nrows(x) != ggml_nrows(node) ||
-        ggml_nrows(x) > INT32_MAX || (n.second && !ggml_is_contiguous(x))) {
+        ggml_nrows(x) > LBK_MAX_N || (n.second && !ggml_is_contiguous(x))) {
         return false;
     }
     lb_node_part parts[LB_PARTS];
@@ -45,7 +45,7 @@ bool ggml_cuda_littlebit_supports(int device, const ggml_tensor * node) {
         if (p.cols < 1 || p.cols > LB_MAX_COLS || p.rows < 1 || p.rows > INT32_MAX || !f16_rows(p.post, p.rows) ||
             (p.pre && !f16_rows(p.pre, p.cols)) || p.tile->type != GGML_TYPE_I8 || !ggml_is_contiguous(p.tile) ||
             p.tile->ne[0] != 32 || p.tile->ne[1] != GGML_PAD(p.cols, 16)/8 || p.tile->ne[2] != GGML_PAD(p.rows, 32)/32 ||
-            p.tile->ne[3] <= p.path || (n.second && p.from + p.cols*ggml_nrows(x) > ggml_nelements(x))) {
+            p.tile->ne[3] <= p.path || p.post->ne[1] <= p.path || (p.pre && p.pre->ne[1] <= p.path) || (n.second && p.from + p.cols*ggml_nrows(x) > ggml_nelements(x))) {
             return false;
         }
     }

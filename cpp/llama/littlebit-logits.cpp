@@ -2,10 +2,12 @@
 // llama.cpp too.
 //
 //   littlebit-logits dump -m MODEL -o FILE [--prompt N] [--decode N] [-t N] [--ubatch N] [--no-mmap] [-ngl N]
-//   littlebit-logits pairs -t N BOUND < LIST       lines: DENSE FACTORIZED
+//   littlebit-logits pairs -t N [-ngl N] BOUND < LIST       lines: DENSE FACTORIZED
+//   littlebit-logits devices -t N [-ngl N] BOUND < LIST     lines: MODEL
 //
 // dump writes the f32 logits of every position; pairs compares two models a line and prints the normalized mean
-// squared error (NMSE) of the second's logits. Exit code 1 if any pair is above BOUND.
+// squared error (NMSE) of the second's logits; devices runs each model twice, on the CPU alone and with -ngl N layers on the
+// devices that there are. Exit code 1 if any is above BOUND.
 
 #include "ggml-backend.h"
 #include "llama.h"
@@ -25,6 +27,7 @@ struct options {
     int  ubatch = 64; // models without causal attention need the whole prompt in one
     int  ngl = 0;
     bool mmap = true;
+    bool alone = false; // no device takes part, whatever there is
 };
 
 // decodes tokens at positions pos.. and appends the logits of all of them
@@ -55,6 +58,11 @@ static std::vector<float> run(const std::string & path, const options & o) {
     std::vector<float> out;
     llama_model_params mp = llama_model_default_params();
     mp.n_gpu_layers = o.ngl;
+    ggml_backend_dev_t none[] = { nullptr };
+    if (o.alone) {
+        mp.devices = none;
+        mp.n_gpu_layers = 0;
+    }
     mp.load_mode = o.mmap ? LLAMA_LOAD_MODE_MMAP : LLAMA_LOAD_MODE_NONE;
     llama_model * model = llama_model_load_from_file(path.c_str(), mp);
     if (!model) {
@@ -69,6 +77,7 @@ static std::vector<float> run(const std::string & path, const options & o) {
     // A cache in F16 would turn differences of one rounding into ones of 1e-3.
     cp.type_k = cp.type_v = GGML_TYPE_F32;
     cp.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    cp.op_offload = cp.offload_kqv = !o.alone;
     llama_context * ctx = llama_init_from_model(model, cp);
     if (!ctx) {
         fprintf(stderr, "%s: cannot create a context\n", path.c_str());
@@ -105,7 +114,7 @@ static double nmse(const std::vector<float> & a, const std::vector<float> & b) {
 
 static int usage() {
     fprintf(stderr, "usage: littlebit-logits dump -m MODEL -o FILE [--prompt N] [--decode N] [-t N] [--ubatch N] [--no-mmap] [-ngl N]\n"
-                    "       littlebit-logits pairs [-t N] [--no-mmap] BOUND < LIST\n");
+                    "       littlebit-logits pairs|devices [-t N] [-ngl N] [--no-mmap] BOUND < LIST\n");
     return 2;
 }
 
@@ -144,7 +153,7 @@ int main(int argc, char ** argv) {
         }
         return 0;
     }
-    if (mode == "pairs" && !bound.empty()) {
+    if ((mode == "pairs" || mode == "devices") && !bound.empty()) {
         llama_log_set([](ggml_log_level level, const char * text, void *) {
             if (level == GGML_LOG_LEVEL_ERROR || (level == GGML_LOG_LEVEL_WARN && strncmp(text, "littlebit", 9) == 0)) {
                 fputs(text, stderr);
@@ -152,9 +161,13 @@ int main(int argc, char ** argv) {
         }, nullptr);
         const double limit = atof(bound.c_str());
         int failed = 0, passed = 0;
+        const bool pairs = mode == "pairs";
+        options first = o;
+        first.alone = !pairs;
         std::string dense, factors;
-        while (std::cin >> dense >> factors) {
-            const std::vector<float> a = run(dense, o), b = run(factors, o);
+        while (std::cin >> dense && (!pairs || std::cin >> factors)) {
+            factors = pairs ? factors : dense;
+            const std::vector<float> a = run(dense, first), b = run(factors, o);
             const double e = a.empty() || a.size() != b.size() ? NAN : nmse(a, b);
             const bool ok = e <= limit; // false for NaN
             printf("%s %-48s NMSE %.2e\n", ok ? "ok  " : "FAIL", factors.substr(factors.rfind('/') + 1).c_str(), e);

@@ -34,11 +34,12 @@ struct lb_node {
     uint32_t f32     : 1; // activations stay f32
     uint32_t ids     : 1;
     uint32_t slots   : 6; // of a second half: two bits a member
+    uint32_t stays   : 1; // factors in the host's memory, and not to be offloaded: a device failed the check of its kernels
 };
 
 static inline void lb_node_set(ggml_tensor * t, lb_node n) {
     t->op_params[LB_NODE_AT_MAGIC] = LB_NODE_MAGIC;
-    t->op_params[LB_NODE_AT_FLAGS] = n.members | n.paths << 2 | n.second << 4 | n.f32 << 5 | n.ids << 6 | n.slots << 7;
+    t->op_params[LB_NODE_AT_FLAGS] = n.members | n.paths << 2 | n.second << 4 | n.f32 << 5 | n.ids << 6 | n.slots << 7 | n.stays << 13;
 }
 
 static inline bool lb_is_node(const ggml_tensor * t) {
@@ -47,7 +48,7 @@ static inline bool lb_is_node(const ggml_tensor * t) {
 
 static inline lb_node lb_node_get(const ggml_tensor * t) {
     const uint32_t v = t->op_params[LB_NODE_AT_FLAGS];
-    return { v & 3, v >> 2 & 3, v >> 4 & 1, v >> 5 & 1, v >> 6 & 1, v >> 7 & 63 };
+    return { v & 3, v >> 2 & 3, v >> 4 & 1, v >> 5 & 1, v >> 6 & 1, v >> 7 & 63, v >> 13 & 1 };
 }
 
 static inline uint32_t lb_node_slot(lb_node n, uint32_t member) { return n.slots >> 2*member & 3; }

@@ -194,8 +194,17 @@ bool lb_device_computes(ggml_backend_dev_t dev) {
     const bool good = backend && std::all_of(std::begin(SHAPES), std::end(SHAPES),
             [&](const shape & s) { return computes(backend.get(), s); });
     if (!good) {
-        LLAMA_LOG_WARN("littlebit: %s fails the check of its kernels; weights on it take the portable lowering\n",
-                ggml_backend_dev_name(dev));
+        LLAMA_LOG_WARN("littlebit: %s fails the check of its kernels; weights on it take the portable lowering, prompts of weights on the CPU "
+                "are computed there\n", ggml_backend_dev_name(dev));
     }
     return known[dev] = good;
+}
+
+bool lb_devices_compute() {
+    bool all = true;
+    for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+        ggml_backend_dev_t dev = ggml_backend_dev_get(i);
+        all = (!lb_native_on(dev, 32, 32) || lb_device_computes(dev)) && all;
+    }
+    return all;
 }

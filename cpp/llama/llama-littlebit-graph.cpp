@@ -199,7 +199,7 @@ static bool may_join(const siblings & s, const ggml_context * ctx, const ggml_te
     }
     const lb_node first = lb_node_get(s.first), second = lb_node_get(s.second);
     const uint32_t room = ids ? LB_NODE_MEMBERS - 1 : LB_NODE_MEMBERS;
-    return first.paths == node.paths && first.f32 == node.f32 && second.members < room &&
+    return first.paths == node.paths && first.f32 == node.f32 && first.stays == node.stays && second.members < room &&
         (first.members < room || slot_of(s, w) >= 0) && place(s.first->src[lb_node_at(first)]) == place(w->src[0]) &&
         place(s.second->src[lb_node_at(second)]) == place(w->src[1]);
 }
@@ -210,6 +210,7 @@ static ggml_tensor * native(ggml_context * ctx, ggml_tensor * w, ggml_tensor * x
     lb_node node = {};
     node.paths = w->op_params[2];
     node.f32   = w->op_params[1] == LB_LOWERING_NATIVE_F32;
+    node.stays = w->op_params[4] != 0;
     // Outside of blocks no other product has the input, and results may be outputs of the graph, which a view cannot be.
     const bool alone = strstr(w->name, "blk.") == nullptr;
     if (alone || !may_join(current, ctx, w, x, ids, node)) {
@@ -259,7 +260,7 @@ bool lb_native_on(ggml_backend_dev_t dev, int64_t rows, int64_t cols) {
     lb_node_add(half, tile, post, pre, 0);
     const bool supported = ggml_backend_dev_supports_op(dev, half);
     ggml_free(ctx);
-    return supported && lb_device_computes(dev);
+    return supported;
 }
 
 //

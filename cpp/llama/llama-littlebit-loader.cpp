@@ -345,9 +345,12 @@ bool lb_create_tensor(llama_model_loader & ml, const std::string & name, const s
     const bool f32 = st.lowering == "native-f32";
     // devices other than the CPU have no kernels for stacks of experts and for f32 activations
     const bool can_native = on_cpu ? lb_native_available() :
-            !f32 && m.experts == 1 && ne.size() < 3 && lb_native_on(dev, m.rank, m.d_in) && lb_native_on(dev, m.d_out, m.rank);
+            !f32 && m.experts == 1 && ne.size() < 3 && lb_native_on(dev, m.rank, m.d_in) && lb_native_on(dev, m.d_out, m.rank) &&
+            lb_device_computes(dev);
     if (can_native && !forced_portable) {
         *out = create_native(ml, m, ctx_for, plain, f32 ? LB_LOWERING_NATIVE_F32 : LB_LOWERING_NATIVE);
+        // f32 and experts no device takes
+        (*out)->op_params[4] = on_cpu && !f32 && m.experts == 1 && !lb_devices_compute();
         return true;
     }
     if (forced_native) {

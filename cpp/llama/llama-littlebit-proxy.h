@@ -5,7 +5,8 @@
 #include "ggml-backend.h"
 #include "littlebit-node.h"
 
-// op_params[1] of a proxy. op_params[2] is the number of paths, op_params[3] the rank.
+// op_params[1] of a proxy. op_params[2] is the number of paths, op_params[3] the rank, op_params[4] whether its products stay on the
+// CPU whatever their batch.
 //   native:   src[0..4] = V, U, g, l, h as in the file, slices (expert, path) in the last dimension
 //   portable: src[0..4] = V, U, g, l, h of path 0, src[5..9] of path 1, experts in the last dimension
 enum lb_lowering {
@@ -18,11 +19,15 @@ enum lb_lowering {
 bool         lb_native_available();
 const char * lb_native_kernel();
 
-// whether `dev`, which is not the CPU, runs native nodes of this shape, with activations as integers and without experts
+// whether `dev`, which is not the CPU, has kernels for native nodes of this shape, with activations as integers and without experts
 bool lb_native_on(ggml_backend_dev_t dev, int64_t rows, int64_t cols);
 
 // whether `dev` computes some small native nodes rightly; looked at once, with a warning if not
 bool lb_device_computes(ggml_backend_dev_t dev);
+
+// Whether all devices that have such kernels compute rightly. ggml copies weights from the host's memory to any of them for large
+// batches, and asks for nothing but supports_op.
+bool lb_devices_compute();
 
 // A native node (littlebit-node.h) over x, which is contiguous rows of F32, or the first half in a second one; without members yet.
 // ids may be null.

@@ -4,7 +4,7 @@ use super::guard::*;
 use super::stage::{given, lb_stage};
 use super::status::*;
 use crate::bits::tile_bytes;
-use crate::cuda::{Args, Failure, Module, STAGES, work_bytes};
+use crate::cuda::{Args, Failure, MAX_N, Module, STAGES, work_bytes};
 use crate::kernel::MAX_COLS;
 use std::ffi::c_void;
 
@@ -72,7 +72,7 @@ unsafe fn shape(stage: *const lb_stage, n: usize) -> Outcome<Shape> {
     let fault = |what: String| Err(Fault::new(LB_ERROR_INVALID_ARGUMENT, what));
     // SAFETY: the caller's promise is passed on.
     let (stage, rows, cols) = unsafe { given(stage) }?;
-    if rows == 0 || cols == 0 || rows > i32::MAX as usize || cols > MAX_COLS || n > i32::MAX as usize {
+    if rows == 0 || cols == 0 || rows > i32::MAX as usize || cols > MAX_COLS || n > MAX_N {
         return fault(format!("{rows} x {cols} signs and {n} columns: empty or too large"));
     }
     let want = tile_bytes(rows, cols);
@@ -83,7 +83,7 @@ unsafe fn shape(stage: *const lb_stage, n: usize) -> Outcome<Shape> {
 }
 
 /// Bytes of device memory that lb_cuda_stage_run needs for n columns; 0 where it needs none. Only the sizes in
-/// stage are looked at. Needs no CUDA.
+/// stage are looked at. Needs no CUDA. n is at most 2097120, which is so for every lb_cuda call.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lb_cuda_stage_work_size(
     stage: *const lb_stage,

@@ -159,7 +159,7 @@ impl Module {
     ///
     /// # Safety
     /// All pointers of `stages` lead to memory of the device, of the sizes that its numbers give, which the stream
-    /// may use until the launches are done; `tile` is aligned to 4, `n > 0`, `cols <= 2^18`. No stage reads what another
+    /// may use until the launches are done; `tile` is aligned to 4, `0 < n <=` [`MAX_N`](super::MAX_N), `cols <= 2^18`. No stage reads what another
     /// writes, but for what later ones of a chain add.
     pub unsafe fn run(&self, stages: &[Args], chain: usize, work: u64, stream: u64) -> Result<(), Failure> {
         if current()? != self.context {

@@ -20,7 +20,9 @@ mod plan;
 pub use absent::Module;
 #[cfg(feature = "cuda")]
 pub use driver::Module;
-pub use plan::{Args, Group, Kernel, Launch, Plan, STAGES, group, join, plan, plane_bytes, work_bytes};
+pub use plan::{
+    Args, Group, Kernel, Launch, MAX_N, Plan, STAGES, group, join, plan, plane_bytes, work_bytes,
+};
 
 /// Why nothing runs on a GPU.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

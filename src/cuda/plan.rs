@@ -21,6 +21,8 @@ const SCRATCH: u32 = 256;
 const EXTENTS: u32 = 32;
 /// Stages of one launch.
 pub const STAGES: usize = 6;
+/// Columns of activations of a stage: a grid has at most 65535 blocks in y.
+pub const MAX_N: usize = 65535 * LARGE_N as usize;
 
 /// The kernels of the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

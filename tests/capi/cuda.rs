@@ -55,6 +55,9 @@ fn work_size_needs_no_cuda_and_checks_the_stage() {
     ] {
         assert_eq!(size(&bad, 1).0, LB_ERROR_INVALID_ARGUMENT, "{bad:?}");
     }
+    // A grid has no room for more.
+    assert_eq!(size(&v, 2_097_120).0, LB_OK);
+    assert_eq!(size(&v, 2_097_121).0, LB_ERROR_INVALID_ARGUMENT);
     assert_eq!(size(&v, usize::MAX).0, LB_ERROR_INVALID_ARGUMENT);
 }
 

@@ -106,6 +106,12 @@ impl Host {
         unsafe { f(rows, cols, n) }
     }
 
+    pub fn max_n(&self) -> usize {
+        let f: unsafe extern "C" fn() -> u32 = self.get("lbe_max_n");
+        // SAFETY: no arguments.
+        unsafe { f() as usize }
+    }
+
     pub fn plane_bytes(&self, cols: u32) -> u32 {
         let f: unsafe extern "C" fn(u32) -> u32 = self.get("lbe_plane_bytes");
         // SAFETY: plain numbers.

@@ -241,6 +241,10 @@ fn both_planners_agree() {
             }
         }
     }
+    // The last number of columns that a grid has room for.
+    assert_eq!(cuda::MAX_N, host.max_n());
+    let blocks = |n: usize| cuda::plan(32, 16, n as u32).iter().map(|l| l.grid_y).max();
+    assert_eq!((blocks(cuda::MAX_N), blocks(cuda::MAX_N + 1)), (Some(65535), Some(65536)));
     for kernel in cuda::Kernel::ALL {
         assert_eq!(kernel.name(), host.kernel_name(kernel));
     }

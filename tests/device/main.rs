@@ -7,6 +7,10 @@
 mod host_gpu;
 mod layers;
 mod model;
+#[path = "../kernels/oracle.rs"]
+#[allow(dead_code)]
+mod oracle;
+mod stages;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -33,8 +33,9 @@ impl Model {
         model
     }
 
-    fn get<T: Copy>(&self, name: &str) -> T {
-        // SAFETY: the types below are those of libcuda.h.
+    /// A function of the library, of the type that the caller knows.
+    pub fn get<T: Copy>(&self, name: &str) -> T {
+        // SAFETY: the types of all callers are those of libcuda.h and of the driver.
         *unsafe { self.library.get::<T>(name.as_bytes()) }.unwrap()
     }
 

@@ -1,8 +1,8 @@
 // A ggml backend called "CUDA" without a GPU, loaded by GGML_BACKEND_PATH into any program of the patched llama.cpp. Its
 // memory is apart from the host's, as a device's is. LittleBit's nodes go through ggml-cuda-littlebit.cu and launch.cu to
 // the kernels on the host model; every other node goes to the CPU backend. With it the choice of lowerings, the
-// placement of weights (-ngl, two devices with LITTLEBIT_HOST_MODEL_DEVICES=2) and the glue to ggml-cuda run in CI. With
-// LITTLEBIT_HOST_MODEL_FAULT it computes one value of every node wrongly.
+// placement of weights (-ngl, two devices with LITTLEBIT_HOST_MODEL_DEVICES=2) and the glue to ggml-cuda run in CI
+// (scripts/conformance). With LITTLEBIT_HOST_MODEL_FAULT it computes one value of every node wrongly.
 
 #define LBK_EMULATE
 #include "../../llama/ggml-cuda-littlebit.cu"
@@ -136,7 +136,10 @@ static ggml_backend_buffer_type_t device_buft(ggml_backend_dev_t dev) {
 static const char * device_description(ggml_backend_dev_t) { return "host model"; }
 static enum ggml_backend_dev_type device_type(ggml_backend_dev_t) { return GGML_BACKEND_DEVICE_TYPE_GPU; }
 
-static void device_memory(ggml_backend_dev_t, size_t * free, size_t * total) { *free = *total = (size_t) 4 << 30; }
+// Layers are shared out by free memory: of two blocks the second device, with the output, gets one.
+static void device_memory(ggml_backend_dev_t dev, size_t * free, size_t * total) {
+    *free = *total = (size_t) (index_of(dev) == 0 ? 4 : 12) << 30;
+}
 
 static void device_props(ggml_backend_dev_t dev, ggml_backend_dev_props * props) {
     *props = {};

@@ -24,6 +24,8 @@ lbk_plan lbe_plan(uint32_t rows, uint32_t cols, uint32_t n) { return lbk_make_pl
 
 size_t lbe_work_bytes(uint32_t rows, uint32_t cols, uint32_t n) { return lbk_work_bytes(rows, cols, n); }
 
+uint32_t lbe_max_n(void) { return LBK_MAX_N; }
+
 uint32_t lbe_plane_bytes(uint32_t cols) { return (uint32_t) lbk_plane_bytes(cols); }
 
 const char * lbe_kernel_name(uint32_t kernel) { return LBK_NAMES[kernel]; }

@@ -129,12 +129,17 @@ uint8_t * find(uint64_t device, size_t size) {
 
 struct call {
     const kernel * k;
-    lbf_args args;
+    lbf_args  args;  // of factorization
+    lbk_group group; // of stages
 };
 
 void run_call(const void * p) {
     const call * c = (const call *) p;
-    c->k->factorize(c->args);
+    if (c->k->factor) {
+        c->k->factorize(c->args);
+    } else {
+        c->k->stage(c->group);
+    }
 }
 
 // a pointer of the device as the kernel sees it; faults in the kernel show what it must not touch
@@ -163,7 +168,13 @@ bool run(const call & c, uint32_t grid_x, uint32_t grid_y, uint32_t block, uint3
 // What a broken device would leave: its first value is another one.
 void spoil(const call & c) {
     const std::string name = c.k->name;
-    if (name == "lbf_row_dots") {
+    if (name == "lbk_quantize") {
+        c.group.stage[0].columns[0].step *= 1.5f;
+    } else if (name == "lbk_extent") {
+        c.group.stage[0].split[0] += 2 << 23; // four times as large
+    } else if (!c.k->factor) {
+        c.group.stage[0].y[0] += 1.0f + std::fabs(c.group.stage[0].y[0]);
+    } else if (name == "lbf_row_dots") {
         c.args.sums[0] += 1.0 + std::fabs(c.args.sums[0]);
     } else if (name == "lbf_inverse_length") {
         c.args.more[0] *= 1.5f;
@@ -325,16 +336,24 @@ LBM_API int cuModuleGetFunction(void ** function, void *, const char * name) {
 LBM_API int cuLaunchKernel(void * function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block, unsigned block_y,
         unsigned block_z, unsigned shared, void *, void ** params, void **) {
     LBM_CALL_IN_CONTEXT("cuLaunchKernel")
-    call c = { (const kernel *) function, {} };
-    if (!c.k->factor || grid_z != 1 || block_y != 1 || block_z != 1 || grid_x == 0 || grid_y == 0 || grid_y > 65535) {
+    call c = { (const kernel *) function, {}, {} };
+    if (grid_z != 1 || block_y != 1 || block_z != 1 || grid_x == 0 || grid_y == 0 || grid_y > 65535) {
         return INVALID_VALUE;
     }
     if (lbm_refused(c.k->name)) {
         return LAUNCH_FAILED;
     }
-    memcpy(&c.args, params[0], sizeof c.args);
-    to_host(c.args.out); to_host(c.args.more); to_host(c.args.x); to_host(c.args.y);
-    to_host(c.args.a); to_host(c.args.b); to_host(c.args.sums); to_host(c.args.count);
+    if (c.k->factor) {
+        memcpy(&c.args, params[0], sizeof c.args);
+        to_host(c.args.out); to_host(c.args.more); to_host(c.args.x); to_host(c.args.y);
+        to_host(c.args.a); to_host(c.args.b); to_host(c.args.sums); to_host(c.args.count);
+    } else {
+        memcpy(&c.group, params[0], sizeof c.group);
+        for (lbk_args & s : c.group.stage) {
+            to_host(s.x); to_host(s.pre); to_host(s.tile); to_host(s.post); to_host(s.add);
+            to_host(s.y); to_host(s.columns); to_host(s.planes); to_host(s.split);
+        }
+    }
     if (!run(c, grid_x, grid_y, block, shared)) {
         fprintf(stderr, "host model: threads of %s do not meet\n", c.k->name);
         return LAUNCH_FAILED;
