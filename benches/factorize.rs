@@ -48,7 +48,9 @@ fn product_rate(side: usize) -> f64 {
     2.0 * (side as f64).powi(3) / times.fold(f64::INFINITY, f64::min)
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+type Outcome = Result<(), Box<dyn Error + Send + Sync>>;
+
+fn main() -> Outcome {
     let threads = std::env::args().skip(1).find_map(|a| a.parse().ok()).unwrap_or(1);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
     println!(
@@ -58,7 +60,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     pool.install(|| SHAPES.iter().try_for_each(|&shape| row(shape)))
 }
 
-fn row([d_out, d_in]: [usize; 2]) -> Result<(), Box<dyn Error>> {
+fn row([d_out, d_in]: [usize; 2]) -> Outcome {
     let spec = MatrixSpec { name: String::new(), d_out, d_in, experts: 1, fixed: None, spectrum: None };
     let rank = plan(&[spec], Target::Bpw(1.0), 1, Method::Admm)?.entries[0].rank;
     let w = uniform(d_out * d_in, 3);
