@@ -4,14 +4,16 @@
 //! conversion runs them, one after the other. Shown are wall time, the time of it on the GPU, the share that LB-ADMM's
 //! operations have of what a product of 8192 x 8192 matrices reaches in the same run, and 32 times the sum for the whole
 //! model. Then both passes of a block with factors of these ranks, as block tuning runs them over a window, with its products on the GPU and
-//! with all of it on the CPU. `--divide N` makes every side N times smaller, to try the program on the host model of a GPU. Values are random; times hardly depend on them, but the number of turned signs does.
+//! with all of it on the CPU. `--divide N` makes every side N times smaller, to try the program on the host model of a GPU.
 
+mod layer;
+
+use layer::{Layer, uniform};
 use littlebit::decoder::{
     Activation, Binary, Block, Config, Linear, Place, Precision, RopeStyle, Rotation, Trained, Weight,
 };
 use littlebit::factorize::device::{Choice, Device};
-use littlebit::factorize::{Job, Method, factorize_on, polish};
-use littlebit::plan::{MatrixSpec, Target, plan};
+use littlebit::factorize::{factorize_on, polish};
 use std::error::Error;
 use std::sync::Arc;
 use std::time::Instant;
@@ -33,21 +35,6 @@ const MATRICES: [(&str, usize, usize); 7] = [
     ("ffn_up", 11008, 4096),
     ("ffn_down", 4096, 11008),
 ];
-
-/// `n` numbers in [-1, 1).
-fn uniform(n: usize, mut x: u64) -> Vec<f32> {
-    let mut next = || {
-        x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (x >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    };
-    (0..n).map(|_| next()).collect()
-}
-
-/// Operations of an iteration of LB-ADMM: Gram matrix, product, decomposition and solution for both factors.
-fn operations(m: usize, n: usize, r: usize) -> f64 {
-    let [m, n, r] = [m, n, r].map(|x| x as f64);
-    r * r * (m + n) + 4.0 * r * m * n + 2.0 / 3.0 * r.powi(3) + 2.0 * r * r * (m + n)
-}
 
 fn main() {
     if let Err(e) = run() {
@@ -80,26 +67,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     let (mut total, mut ranks) = (0.0, Vec::new());
     for (i, (name, d_out, d_in)) in MATRICES.into_iter().enumerate() {
         let (d_out, d_in) = (d_out / divide, d_in / divide);
-        let spec = MatrixSpec { name: name.to_owned(), d_out, d_in, experts: 1, fixed: None, spectrum: None };
-        let rank = plan(&[spec], Target::Bpw(1.0), 1, Method::Admm)?.entries[0].rank;
-        let w = uniform(d_out * d_in, i as u64);
-        // Correlated inputs of different size.
-        let size = uniform(d_in, 77);
-        let mut metric: Vec<f32> = size.iter().flat_map(|a| size.iter().map(move |b| 0.4 * a * b)).collect();
-        (0..d_in).for_each(|j| metric[j * d_in + j] += 0.5 + size[j].abs());
-        let job = Job {
-            name,
-            w: &w,
-            d_out,
-            d_in,
-            rank,
-            paths: 1,
-            method: Method::Admm,
-            rotate: None,
-            importance: None,
-            seed: 0,
-            iterations: Some(iterations),
-        };
+        let layer = Layer::new([d_out, d_in], i as u64)?;
         let timed = |work: &mut dyn FnMut() -> littlebit::Result<()>| -> littlebit::Result<[f64; 2]> {
             let (before, started) = (device.busy(), Instant::now());
             work()?;
@@ -107,20 +75,21 @@ fn run() -> Result<(), Box<dyn Error>> {
         };
         let mut made = None;
         let [factorized, on_gpu] = timed(&mut || {
-            made = Some(factorize_on(&device, &job)?);
+            made = Some(factorize_on(&device, &layer.job(name, iterations))?);
             Ok(())
         })?;
         let path = &made.as_ref().ok_or("no factors")?.paths[0];
         let [polished, polished_on_gpu] =
-            timed(&mut || polish::polish(&device, name, &w, path, &metric, rounds).map(drop))?;
-        let rate = iterations as f64 * operations(d_out, d_in, rank) / on_gpu;
+            timed(&mut || polish::polish(&device, name, &layer.w, path, &layer.metric, rounds).map(drop))?;
+        let rate = iterations as f64 * layer.operations() / on_gpu;
         println!(
-            "| {name} {d_out}x{d_in} | {rank} | {factorized:.2} | {on_gpu:.2} | {:.1} | {:.0} % | {polished:.2} | {polished_on_gpu:.2} |",
+            "| {name} {d_out}x{d_in} | {} | {factorized:.2} | {on_gpu:.2} | {:.1} | {:.0} % | {polished:.2} | {polished_on_gpu:.2} |",
+            layer.rank,
             rate / 1e12,
             100.0 * rate / peak
         );
         total += factorized + polished;
-        ranks.push(rank);
+        ranks.push(layer.rank);
     }
     // A matrix that went to the CPU would spoil the figures.
     device.take_notes().iter().for_each(|note| println!("{note}"));

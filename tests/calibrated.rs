@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 use support::checkpoint::{SMOLLM, write_gguf};
-use support::{BIN, fails, ok, s};
+use support::{BIN, events, fails, ok, s, told};
 
 /// A text of so many words of the test model.
 fn text(dir: &Path, words: u32) -> PathBuf {
@@ -16,15 +16,6 @@ fn text(dir: &Path, words: u32) -> PathBuf {
     let words: Vec<&str> = (0..words).map(|i| ["a", "ab", "b"][(i * i % 11 % 7 % 3) as usize]).collect();
     std::fs::write(&path, words.join(" ")).unwrap();
     path
-}
-
-fn events(said: &str) -> Vec<Json> {
-    said.lines().map(|l| serde_json::from_str(l).expect(l)).collect()
-}
-
-/// Texts of the events of one kind.
-fn told<'a>(events: &'a [Json], kind: &str) -> Vec<&'a str> {
-    events.iter().filter(|e| e["event"] == kind).map(|e| e["text"].as_str().unwrap()).collect()
 }
 
 /// Factors depend on the embeddings and the head that the output will hold, so a work folder is of one type of them.

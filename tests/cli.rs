@@ -6,7 +6,7 @@ use littlebit::format::{LittleBitFile, factors::slice_bits, schema};
 use littlebit::gguf::{Gguf, Value};
 use serde_json::Value as Json;
 use support::checkpoint::{SMOLLM, write_gguf};
-use support::{fails, ok, run, s, small_model, small_tensors, untouched};
+use support::{events, fails, ok, run, s, small_model, small_tensors, untouched};
 
 #[test]
 fn writes_schema_v1() {
@@ -117,7 +117,7 @@ fn json_report_agrees_with_the_file() {
     let input = small_model(dir.path(), untouched);
     let out = dir.path().join("out.gguf");
     let stdout = ok(&[s(&input), s(&out), "--bpw", "1.5", "--json"]);
-    let events: Vec<Json> = stdout.lines().map(|l| serde_json::from_str(l).expect(l)).collect();
+    let events = events(&stdout);
     // Why it is not tuned, then the plan.
     assert_eq!((&events[0]["event"], &events[1]["event"]), (&Json::from("note"), &Json::from("planned")));
     assert_eq!(events.iter().filter(|e| e["event"] == "matrix").count(), 7);

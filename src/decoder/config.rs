@@ -212,8 +212,7 @@ fn position_scale(k: &Keys) -> Result<f64> {
     let key = "rope.scaling.factor";
     let key = if k.get(key).is_some() { key } else { "rope.scale_linear" };
     match k.get(key).map(Value::as_f64) {
-        None => Ok(1.0),
-        Some(Some(0.0)) => Ok(1.0),
+        None | Some(Some(0.0)) => Ok(1.0),
         Some(Some(f)) if f > 0.0 && f.is_finite() => Ok(1.0 / f),
         Some(_) => Err(k.fault(key, "is no factor of positions")),
     }

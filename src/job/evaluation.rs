@@ -92,6 +92,9 @@ pub(super) fn evaluation_windows(texts: &[PathBuf], tokenizer: &Tokenizer) -> Re
 
 /// A sentence for every text of the evaluation that the model is calibrated on as well, by its content.
 pub(super) fn repeated_texts(calibration: &Calibration) -> Result<Vec<String>> {
+    if calibration.evaluation.is_empty() {
+        return Ok(Vec::new());
+    }
     let digests = |texts: &[PathBuf]| texts.iter().map(|t| sha256([t])).collect::<Result<Vec<String>>>();
     let learned = digests(&calibration.files)?;
     let scored = calibration.evaluation.iter().zip(digests(&calibration.evaluation)?);

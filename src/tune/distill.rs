@@ -123,19 +123,19 @@ impl<'a> Distillation<'a> {
         self.state.step
     }
 
-    /// Share of the run that is done.
+    /// Share of the run that is done: all of it where there is nothing to do.
     fn progressed(&self) -> f64 {
-        match self.state.settings.length {
-            Length::Steps(n) => self.state.step as f64 / n.max(1) as f64,
-            Length::Time(all) => self.state.spent.as_secs_f64() / all.as_secs_f64().max(1e-9),
-        }
+        let (done, all) = match self.state.settings.length {
+            Length::Steps(n) => (self.state.step as f64, n as f64),
+            Length::Time(all) => (self.state.spent.as_secs_f64(), all.as_secs_f64()),
+        };
+        if all > 0.0 { done / all } else { 1.0 }
     }
 
     /// One step; `None` at the end.
     pub fn step(&mut self) -> Option<Step> {
         let progressed = self.progressed();
-        let none = [Length::Steps(0), Length::Time(Duration::ZERO)].contains(&self.state.settings.length);
-        if progressed >= 1.0 || none {
+        if progressed >= 1.0 {
             return None;
         }
         let started = Instant::now();

@@ -1,6 +1,7 @@
 //! The decoder's products on the host model, loaded into this process, against the CPU.
 
-use crate::model::{Model, device, uniform};
+use crate::layer::uniform;
+use crate::model::{Model, device};
 use crate::support::checkpoint::{SMOLLM, TOKENS, write_gguf};
 use half::bf16;
 use littlebit::calibrate::moments::{Inputs, Moments};

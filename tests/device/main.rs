@@ -5,6 +5,9 @@
 
 #[path = "../support/host_gpu.rs"]
 mod host_gpu;
+#[path = "../../examples/layer/mod.rs"]
+#[allow(dead_code)]
+mod layer;
 mod layers;
 mod model;
 #[path = "../kernels/oracle.rs"]
@@ -22,7 +25,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 use support::checkpoint::{SMOLLM, write_gguf};
-use support::{BIN, ok, s, small_model};
+use support::{BIN, events, ok, s, small_model, told};
 
 /// Folder of the model's libraries.
 fn libraries() -> &'static Path {
@@ -49,9 +52,8 @@ fn expect(code: i32, args: &[&str], variables: &[(&str, &str)]) -> [String; 2] {
 
 /// The report at the end of `--json`, and the texts of all notes.
 fn report(stdout: &str) -> (Json, Vec<String>) {
-    let events: Vec<Json> = stdout.lines().map(|l| serde_json::from_str(l).expect(l)).collect();
-    let notes = events.iter().filter(|e| e["event"] == "note");
-    let notes = notes.map(|e| e["text"].as_str().unwrap().to_owned()).collect();
+    let events = events(stdout);
+    let notes = told(&events, "note").into_iter().map(str::to_owned).collect();
     (events.last().unwrap()["report"].clone(), notes)
 }
 

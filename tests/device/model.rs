@@ -1,5 +1,6 @@
 //! Factorization and polish on the host model, loaded into this process, against the CPU.
 
+use crate::layer::uniform;
 use crate::libraries;
 use littlebit::cuda::compute::Gpu;
 use littlebit::factorize::device::{CHECKED, Choice, RESERVE, TOLERANCE, admm_bytes, polish_bytes};
@@ -107,15 +108,6 @@ fn a_device_that_computes_wrongly_is_found_out() {
     }
     model.fault(None);
     device();
-}
-
-/// `n` numbers in [-1, 1).
-pub fn uniform(n: usize, mut x: u64) -> Vec<f32> {
-    let mut next = || {
-        x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (x >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    };
-    (0..n).map(|_| next()).collect()
 }
 
 /// Weights, moments of correlated inputs, and a job on them.

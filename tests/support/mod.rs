@@ -103,6 +103,16 @@ pub fn small_model(dir: &Path, mut edit: impl FnMut(&str, &mut Vec<f32>)) -> Pat
     path
 }
 
+/// Events of a run with `--json`.
+pub fn events(said: &str) -> Vec<Json> {
+    said.lines().map(|l| serde_json::from_str(l).expect(l)).collect()
+}
+
+/// Texts of the events of one kind.
+pub fn told<'a>(events: &'a [Json], kind: &str) -> Vec<&'a str> {
+    events.iter().filter(|e| e["event"] == kind).map(|e| e["text"].as_str().unwrap()).collect()
+}
+
 /// Asserts that the keys of a file (`littlebit.kv` of `info --json`) hold the figures of evaluation number `i` as the report has
 /// them.
 pub fn keys_hold_evaluation(kv: &Json, i: usize, evaluation: &Json) {
