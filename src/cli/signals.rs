@@ -28,12 +28,16 @@ pub fn end_cleanly(work_dir: Option<PathBuf>) {
         if unsafe { libc::sigwait(&raw const set, &raw mut signal) } != 0 {
             return;
         }
-        output::abandon();
+        let finished = output::abandon();
         let what = match work_dir.filter(|dir| holds_records(dir, 1)) {
             Some(dir) => {
                 format!("finished work is kept in {}; the same command goes on from there", dir.display())
             }
-            None => "nothing was written".to_owned(),
+            None if finished.is_empty() => "nothing was written".to_owned(),
+            None => {
+                let names: Vec<_> = finished.iter().map(|p| p.display().to_string()).collect();
+                format!("{} was complete before", names.join(", "))
+            }
         };
         let _ = writeln!(io::stderr(), "\nlittlebit-convert: interrupted; {what}");
         exit(128 + signal);

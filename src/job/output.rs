@@ -4,18 +4,32 @@ use crate::error::{Error, Result};
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Files under construction in this process.
-static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+/// Files of this process. Its lock is held while one appears or gets its name, so that an interruption finds all of them.
+static FILES: Mutex<Files> = Mutex::new(Files { unfinished: Vec::new(), finished: Vec::new() });
 
-/// Removes all files under construction, for a process that is about to end without unwinding.
-pub fn abandon() {
-    // A thread that panicked with the lock has left a whole list.
-    for path in UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+struct Files {
+    unfinished: Vec<PathBuf>,
+    finished: Vec<PathBuf>,
+}
+
+fn files() -> MutexGuard<'static, Files> {
+    // A thread that panicked with the lock has left whole lists.
+    FILES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removes all files under construction, for a process that is about to end without unwinding: from here on none can be
+/// begun or finished. Returns the files that were finished before.
+pub fn abandon() -> Vec<PathBuf> {
+    let mut files = files();
+    for path in files.unfinished.drain(..) {
         // It only takes space, and the next run sweeps it away.
         let _ = std::fs::remove_file(path);
     }
+    let finished = std::mem::take(&mut files.finished);
+    std::mem::forget(files);
+    finished
 }
 
 /// A file under construction beside its final name; dropped without [`AtomicFile::commit`], it vanishes.
@@ -109,12 +123,14 @@ impl AtomicFile {
         prefix.push(name);
         prefix.push(".tmp-");
         sweep(dir, &prefix);
+        let mut files = files();
         let temp = tempfile::Builder::new()
             .prefix(&prefix)
             .permissions(default_permissions())
             .tempfile_in(dir)
             .map_err(|e| Error::io(target, "create temporary file for output", e))?;
-        UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).push(temp.path().to_owned());
+        files.unfinished.push(temp.path().to_owned());
+        drop(files);
         // The lock tells others that this file has a living writer; without it nothing but that is lost.
         let _ = temp.as_file().try_lock();
         Ok(Self { target: target.to_owned(), temp, force })
@@ -137,12 +153,13 @@ impl AtomicFile {
         w.flush().map_err(|e| Error::io(&target, "write", e))?;
         w.get_ref().sync_all().map_err(|e| Error::io(&target, "flush to disk", e))?;
         drop(w);
-        // From here on the name may be gone; an interruption must not remove what it stands for.
-        let list = |paths: &mut Vec<PathBuf>| paths.retain(|p| p != self.temp.path());
-        list(&mut UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut files = files();
+        files.unfinished.retain(|p| p != self.temp.path());
         let persisted =
             if self.force { self.temp.persist(&target) } else { self.temp.persist_noclobber(&target) };
         persisted.map_err(|e| Error::io(&target, "rename temporary file to output", e.error))?;
+        files.finished.push(target.clone());
+        drop(files);
         sync_dir(&target).map_err(|e| Error::io(&target, "flush directory", e))
     }
 }
