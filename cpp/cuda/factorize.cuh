@@ -64,30 +64,22 @@ LBK_KERNEL LBK_BOUNDS(LBF_THREADS) lbf_unit_rows(lbf_args p) {
     }
 }
 
-// out += value (Z - y), y the dual
+// out += value (Z - D), D = x - Z the dual
 LBK_KERNEL LBK_BOUNDS(LBF_THREADS) lbf_pull(lbf_args p) {
     const uint32_t k = blockIdx.x*LBF_THREADS + threadIdx.x;
     for (uint32_t j = blockIdx.y; k < p.r && j < p.n; j += gridDim.y) {
         const size_t at = (size_t) j*p.r + k;
-        p.out[at] += p.value*(lbf_signed(p.a[k]*p.b[j], p.x[at]) - p.y[at]);
+        const float z = lbf_signed(p.a[k]*p.b[j], p.x[at]);
+        p.out[at] += p.value*(z - (p.x[at] - z));
     }
 }
 
-// out = x - Z
-LBK_KERNEL LBK_BOUNDS(LBF_THREADS) lbf_dual(lbf_args p) {
+// out = y + D, D = x - Z the dual; out may be x
+LBK_KERNEL LBK_BOUNDS(LBF_THREADS) lbf_advance(lbf_args p) {
     const uint32_t k = blockIdx.x*LBF_THREADS + threadIdx.x;
     for (uint32_t j = blockIdx.y; k < p.r && j < p.n; j += gridDim.y) {
         const size_t at = (size_t) j*p.r + k;
-        p.out[at] = p.x[at] - lbf_signed(p.a[k]*p.b[j], p.x[at]);
-    }
-}
-
-// out = x + y
-LBK_KERNEL LBK_BOUNDS(LBF_THREADS) lbf_add(lbf_args p) {
-    const uint32_t k = blockIdx.x*LBF_THREADS + threadIdx.x;
-    for (uint32_t j = blockIdx.y; k < p.r && j < p.n; j += gridDim.y) {
-        const size_t at = (size_t) j*p.r + k;
-        p.out[at] = p.x[at] + p.y[at];
+        p.out[at] = p.y[at] + (p.x[at] - lbf_signed(p.a[k]*p.b[j], p.x[at]));
     }
 }
 

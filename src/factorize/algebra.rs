@@ -19,8 +19,6 @@ pub(super) trait Algebra<'a> {
     fn own(&self, values: Vec<f32>) -> Computed<Self::Values>;
     /// `n` numbers that will be overwritten.
     fn blank(&self, n: usize) -> Computed<Self::Values>;
-    /// Gives `values` the length `n`, with any content.
-    fn resize(&self, values: &mut Self::Values, n: usize) -> Computed<()>;
     /// Part of them for the caller to read.
     fn read<'v>(&self, values: &'v Self::Values, part: Range<usize>) -> Computed<Cow<'v, [f32]>>;
     /// All of them for the caller to keep.
@@ -45,11 +43,6 @@ impl<'a> Algebra<'a> for Host {
 
     fn blank(&self, n: usize) -> Computed<Self::Values> {
         Ok(Cow::Owned(vec![0.0; n]))
-    }
-
-    fn resize(&self, values: &mut Self::Values, n: usize) -> Computed<()> {
-        values.to_mut().resize(n, 0.0);
-        Ok(())
     }
 
     fn read<'v>(&self, values: &'v Self::Values, part: Range<usize>) -> Computed<Cow<'v, [f32]>> {

@@ -52,8 +52,8 @@ pub(super) fn workers(
             let least = m.min(n);
             let few = factorize::is_small_part(rank as usize, least as usize);
             let method = match method {
-                // Products and both factors with their duals.
-                Method::Admm => 4 * (2 * m * n + 5 * rank * (m + n) + 2 * rank * rank),
+                // Weighed weights, both factors with as much to work with, two Gram matrices; then products with stored scales.
+                Method::Admm => 4 * (2 * m * n + 2 * rank * (m + n) + 2 * rank * rank),
                 // Blocks of the Krylov space, or all singular vectors.
                 Method::DualSvid if few => 4 * (m * n + 20 * (rank + 16) * (m + n)),
                 Method::DualSvid => 4 * (4 * m * n + least * (m + n)),

@@ -40,8 +40,7 @@ struct kernel {
 constexpr kernel KERNELS[] = {
     { "lbf_unit_rows", true, true, lbf_unit_rows, nullptr },
     { "lbf_pull", true, true, lbf_pull, nullptr },
-    { "lbf_dual", true, true, lbf_dual, nullptr },
-    { "lbf_add", true, true, lbf_add, nullptr },
+    { "lbf_advance", true, true, lbf_advance, nullptr },
     { "lbf_columns", false, true, lbf_columns, nullptr },
     { "lbf_rows", true, true, lbf_rows, nullptr },
     { "lbf_direction", false, true, lbf_direction, nullptr },

@@ -14,8 +14,7 @@ pub const DIAGONAL: usize = 64;
 pub enum Kernel {
     UnitRows,
     Pull,
-    Dual,
-    Add,
+    Advance,
     Columns,
     Rows,
     Direction,
@@ -38,11 +37,10 @@ pub enum Kernel {
 
 impl Kernel {
     /// Names in the module, in the order of the numbers.
-    pub const NAMES: [&str; 22] = [
+    pub const NAMES: [&str; 21] = [
         "lbf_unit_rows",
         "lbf_pull",
-        "lbf_dual",
-        "lbf_add",
+        "lbf_advance",
         "lbf_columns",
         "lbf_rows",
         "lbf_direction",

@@ -156,18 +156,6 @@ impl Session<'_> {
         Ok(Buffer { pointer, capacity, len: n, _thread: std::marker::PhantomData })
     }
 
-    /// `n` numbers, with any content; allocates only where there is too little.
-    ///
-    /// # Errors
-    /// As [`Session::blank`].
-    pub fn resize(&self, buffer: &mut Buffer, n: usize) -> Result<(), Failure> {
-        if 4 * n > buffer.capacity {
-            *buffer = self.blank(n)?;
-        }
-        buffer.len = n;
-        Ok(())
-    }
-
     /// Copies numbers to the device.
     ///
     /// # Errors

@@ -17,6 +17,24 @@ pub(super) fn signed(magnitude: f32, t: f32) -> f32 {
     if t >= 0.0 { magnitude } else { -magnitude }
 }
 
+/// Calls `f` with the values of `x` and `y` at each place and the magnitude of Z there.
+fn with_magnitudes(
+    x: &mut [f32],
+    y: &[f32],
+    z: &Magnitudes<Cow<[f32]>>,
+    Shape { r, .. }: Shape,
+    f: impl Fn(&mut f32, f32, f32) + Sync,
+) {
+    let chunks = x.par_chunks_mut(r * COLUMNS).zip(y.par_chunks(r * COLUMNS)).zip(z.b.par_chunks(COLUMNS));
+    chunks.for_each(|((x, y), b)| {
+        for ((x, y), &b) in x.chunks_exact_mut(r).zip(y.chunks_exact(r)).zip(b) {
+            for ((x, &y), &a) in x.iter_mut().zip(y).zip(&*z.a) {
+                f(x, y, a * b);
+            }
+        }
+    });
+}
+
 impl<'a> Steps<'a> for Host {
     type Square = Mat<f32>;
 
@@ -30,24 +48,6 @@ impl<'a> Steps<'a> for Host {
         let from = if collapsed { vec![1.0; shape.r] } else { std::mem::take(&mut z.a).into_owned() };
         let new = rank_one(t, &from, POWER_ITERATIONS);
         *z = Magnitudes { a: Cow::Owned(new.a), b: Cow::Owned(new.b) };
-        Ok(())
-    }
-
-    fn update_dual(
-        &self,
-        dual: &mut Cow<'a, [f32]>,
-        t: &Cow<'a, [f32]>,
-        z: &Magnitudes<Cow<'a, [f32]>>,
-        Shape { r, .. }: Shape,
-    ) -> Computed<()> {
-        let chunks = dual.to_mut().par_chunks_mut(r * COLUMNS).zip(t.par_chunks(r * COLUMNS));
-        chunks.zip(z.b.par_chunks(COLUMNS)).for_each(|((dual, t), b)| {
-            for ((dual, t), &b) in dual.chunks_exact_mut(r).zip(t.chunks_exact(r)).zip(b) {
-                for ((d, &t), &a) in dual.iter_mut().zip(t).zip(&*z.a) {
-                    *d = t - signed(a * b, t);
-                }
-            }
-        });
         Ok(())
     }
 
@@ -95,19 +95,12 @@ impl<'a> Steps<'a> for Host {
         rhs: &mut Cow<'a, [f32]>,
         rho: f32,
         t: &Cow<'a, [f32]>,
-        dual: &Cow<'a, [f32]>,
         z: &Magnitudes<Cow<'a, [f32]>>,
-        Shape { r, .. }: Shape,
+        shape: Shape,
     ) -> Computed<()> {
-        let chunks = rhs.to_mut().par_chunks_mut(r * COLUMNS).zip(t.par_chunks(r * COLUMNS));
-        let chunks = chunks.zip(dual.par_chunks(r * COLUMNS)).zip(z.b.par_chunks(COLUMNS));
-        chunks.for_each(|(((rhs, t), dual), b)| {
-            let columns = rhs.chunks_exact_mut(r).zip(t.chunks_exact(r)).zip(dual.chunks_exact(r));
-            for (((rhs, t), dual), &b) in columns.zip(b) {
-                for (((x, &t), &d), &a) in rhs.iter_mut().zip(t).zip(dual).zip(&*z.a) {
-                    *x += rho * (signed(a * b, t) - d);
-                }
-            }
+        with_magnitudes(rhs.to_mut(), t, z, shape, |x, t, magnitude| {
+            let z = signed(magnitude, t);
+            *x += rho * (z - (t - z));
         });
         Ok(())
     }
@@ -127,15 +120,11 @@ impl<'a> Steps<'a> for Host {
     fn advance(
         &self,
         t: &mut Cow<'a, [f32]>,
-        rhs: &mut Cow<'a, [f32]>,
-        dual: &Cow<'a, [f32]>,
-        Shape { r, .. }: Shape,
+        rhs: &Cow<'a, [f32]>,
+        z: &Magnitudes<Cow<'a, [f32]>>,
+        shape: Shape,
     ) -> Computed<()> {
-        let sum = rhs.to_mut();
-        sum.par_chunks_mut(r * COLUMNS).zip(dual.par_chunks(r * COLUMNS)).for_each(|(x, d)| {
-            x.iter_mut().zip(d).for_each(|(x, d)| *x += d);
-        });
-        std::mem::swap(t, rhs);
+        with_magnitudes(t.to_mut(), rhs, z, shape, |t, x, magnitude| *t = x + (*t - signed(magnitude, *t)));
         Ok(())
     }
 }

@@ -1,12 +1,13 @@
 //! LB-ADMM: alternating direction method of multipliers for `W ~ A B` with binary factors.
 //!
-//! Each factor has three parts: the solution of a ridge problem, its projection Z onto sign matrices with
-//! rank-one magnitudes, and the running disagreement of the two (the scaled dual). One iteration solves
+//! Each factor is the solution of a ridge problem, its projection Z onto sign matrices with rank-one magnitudes, and
+//! the running disagreement of the two (the scaled dual D). Only T, the solution plus D, and the magnitudes of Z are
+//! kept: Z has the signs of T, and D is T - Z. One iteration solves
 //!
 //! ```text
 //! (X X^T + (rho + REGULARIZATION) I) A^T = X W^T + rho (Z_A - D_A)^T     X: Z_B with rows of length 1
 //! (Y^T Y + (rho + REGULARIZATION) I) B   = Y^T W + rho (Z_B - D_B)       Y: Z_A with columns of length 1
-//! Z = project(solution + D),   D += solution - Z
+//! T = solution + D,   Z = project(T),   D = T - Z
 //! ```
 //!
 //! with rho growing linearly from 0 to 1. Because each Z is an outer product of magnitudes times signs, the last
@@ -63,14 +64,6 @@ pub(super) trait Steps<'a>: Algebra<'a> {
     fn square(&self, r: usize) -> Computed<Self::Square>;
     /// The magnitudes nearest to those of `t` ([`POWER_ITERATIONS`] from the present a, from ones if that is zero).
     fn project(&self, z: &mut Magnitudes<Self::Values>, t: &Self::Values, shape: Shape) -> Computed<()>;
-    /// `dual = t - Z`.
-    fn update_dual(
-        &self,
-        dual: &mut Self::Values,
-        t: &Self::Values,
-        z: &Magnitudes<Self::Values>,
-        shape: Shape,
-    ) -> Computed<()>;
     /// `out = sign(t) b_j / ||b||`: Z with rows of length 1, as the magnitude of a row cancels.
     fn unit_rows(
         &self,
@@ -89,13 +82,12 @@ pub(super) trait Steps<'a>: Algebra<'a> {
         w: &Weights<Self::Values>,
         r: usize,
     ) -> Computed<()>;
-    /// `rhs += rho (Z - dual)`.
+    /// `rhs += rho (Z - D)`.
     fn add_pull(
         &self,
         rhs: &mut Self::Values,
         rho: f32,
         t: &Self::Values,
-        dual: &Self::Values,
         z: &Magnitudes<Self::Values>,
         shape: Shape,
     ) -> Computed<()>;
@@ -108,12 +100,12 @@ pub(super) trait Steps<'a>: Algebra<'a> {
         rhs: &mut Self::Values,
         shape: Shape,
     ) -> Computed<bool>;
-    /// `t = rhs + dual`; `rhs` may have any content afterwards.
+    /// `t = rhs + D` with the D of the present `t` and `z`.
     fn advance(
         &self,
         t: &mut Self::Values,
-        rhs: &mut Self::Values,
-        dual: &Self::Values,
+        rhs: &Self::Values,
+        z: &Magnitudes<Self::Values>,
         shape: Shape,
     ) -> Computed<()>;
 }
@@ -123,9 +115,9 @@ pub(super) struct Factor<V> {
     pub shape: Shape,
     /// Solution plus dual: its signs are those of Z.
     pub t: V,
-    /// Scaled dual D.
-    pub dual: V,
     pub z: Magnitudes<V>,
+    /// As large as t: the right side of this factor's own problem, Z with unit lengths in the other's.
+    work: V,
 }
 
 impl<V> Factor<V> {
@@ -137,50 +129,44 @@ impl<V> Factor<V> {
     ) -> Computed<Self> {
         let shape = Shape { r, n };
         let t = algebra.own(start::uniform(rng, r * n))?;
-        let mut dual = algebra.blank(r * n)?;
         let mut z = Magnitudes { a: algebra.own(vec![1.0; r])?, b: algebra.blank(n)? };
         algebra.project(&mut z, &t, shape)?;
-        algebra.update_dual(&mut dual, &t, &z, shape)?;
-        Ok(Self { shape, t, dual, z })
+        Ok(Self { shape, t, z, work: algebra.blank(r * n)? })
     }
 
-    /// Takes over the solution in `rhs`: adds the dual, projects, updates the dual.
-    fn accept<'a, A: Steps<'a, Values = V>>(&mut self, algebra: &A, rhs: &mut V) -> Computed<()> {
-        let Self { shape, t, dual, z } = self;
-        algebra.advance(t, rhs, dual, *shape)?;
-        algebra.project(z, t, *shape)?;
-        algebra.update_dual(dual, t, z, *shape)
+    /// Takes over the solution that `work` holds: adds the dual, projects.
+    fn accept<'a, A: Steps<'a, Values = V>>(&mut self, algebra: &A) -> Computed<()> {
+        let Self { shape, t, z, work } = self;
+        algebra.advance(t, work, z, *shape)?;
+        algebra.project(z, t, *shape)
     }
 }
 
-/// Buffers of a step, kept from one to the next.
-struct Work<V, S> {
-    unit: V,
-    rhs: V,
+/// `r x r` buffers of a step, kept from one to the next.
+struct Squares<S> {
     gram: S,
     cholesky: S,
 }
 
-/// Updates `target` for fixed `other`; `w` has the columns of `target` as its columns. `false` if the ridge problem
-/// has no solution.
+/// Updates `target` for `other`, of which only the buffer changes; `w` has the columns of `target` as its columns.
+/// `false` if the ridge problem has no solution.
 fn step<'a, A: Steps<'a>>(
     algebra: &A,
     target: &mut Factor<A::Values>,
-    other: &Factor<A::Values>,
+    other: &mut Factor<A::Values>,
     w: &Weights<A::Values>,
     rho: f32,
-    work: &mut Work<A::Values, A::Square>,
+    squares: &mut Squares<A::Square>,
 ) -> Computed<bool> {
-    let Shape { r, n } = target.shape;
-    algebra.resize(&mut work.unit, r * other.shape.n)?;
-    algebra.unit_rows(&mut work.unit, &other.t, &other.z, other.shape)?;
-    algebra.gram(&mut work.gram, &work.unit, other.shape)?;
-    algebra.resize(&mut work.rhs, r * n)?;
-    algebra.product(&mut work.rhs, &work.unit, w, r)?;
-    algebra.add_pull(&mut work.rhs, rho, &target.t, &target.dual, &target.z, target.shape)?;
+    let Squares { gram, cholesky } = squares;
+    let unit = &mut other.work;
+    algebra.unit_rows(unit, &other.t, &other.z, other.shape)?;
+    algebra.gram(gram, unit, other.shape)?;
+    algebra.product(&mut target.work, unit, w, target.shape.r)?;
+    algebra.add_pull(&mut target.work, rho, &target.t, &target.z, target.shape)?;
     let ridge = rho + REGULARIZATION;
-    let solved = algebra.solve(&work.gram, ridge, &mut work.cholesky, &mut work.rhs, target.shape)?;
-    target.accept(algebra, &mut work.rhs)?;
+    let solved = algebra.solve(gram, ridge, cholesky, &mut target.work, target.shape)?;
+    target.accept(algebra)?;
     Ok(solved)
 }
 
@@ -199,18 +185,12 @@ pub(super) fn iterate<'a, A: Steps<'a>>(
     let w = &algebra.borrow(w)?;
     let mut a = Factor::random(algebra, r, d_out, rng)?;
     let mut b = Factor::random(algebra, r, d_in, rng)?;
-    let most = r * d_out.max(d_in);
-    let mut work = Work {
-        unit: algebra.blank(most)?,
-        rhs: algebra.blank(most)?,
-        gram: algebra.square(r)?,
-        cholesky: algebra.square(r)?,
-    };
+    let mut squares = Squares { gram: algebra.square(r)?, cholesky: algebra.square(r)? };
     let [rows, columns] = [true, false].map(|transposed| Weights { values: w, d_out, d_in, transposed });
     for t in 0..iterations {
         let rho = t as f32 / iterations as f32;
-        if !step(algebra, &mut a, &b, &rows, rho, &mut work)?
-            || !step(algebra, &mut b, &a, &columns, rho, &mut work)?
+        if !step(algebra, &mut a, &mut b, &rows, rho, &mut squares)?
+            || !step(algebra, &mut b, &mut a, &columns, rho, &mut squares)?
         {
             let what = format!("iteration {t}: the ridge problem has no solution");
             return Ok(Err(Error::Numeric { matrix: job.name.to_owned(), what }));
@@ -296,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn unit_rows_and_dual_follow_from_the_projection() {
+    fn unit_rows_pull_and_advance_follow_from_the_projection() {
         let (r, n) = (32, 90);
         let f = random(r, n, &mut start::rng(1, "x", 0));
         let mut unit = certain(Host.blank(r * n));
@@ -305,11 +285,17 @@ mod tests {
             let square: f32 = (0..n).map(|j| unit[j * r + t].powi(2)).sum();
             assert!((square - 1.0).abs() < 1e-4);
         }
+        let (mut pulled, mut advanced) = (unit.clone(), f.t.clone());
+        certain(Host.add_pull(&mut pulled, 0.5, &f.t, &f.z, f.shape));
+        certain(Host.advance(&mut advanced, &unit, &f.z, f.shape));
         for j in 0..n {
             for t in 0..r {
-                let z = signed(f.z.a[t] * f.z.b[j], f.t[j * r + t]);
-                assert!((f.dual[j * r + t] - (f.t[j * r + t] - z)).abs() < 1e-6);
-                assert_eq!(unit[j * r + t] >= 0.0, f.t[j * r + t] >= 0.0);
+                let at = j * r + t;
+                let z = signed(f.z.a[t] * f.z.b[j], f.t[at]);
+                let dual = f.t[at] - z;
+                assert!((pulled[at] - (unit[at] + 0.5 * (z - dual))).abs() < 1e-6);
+                assert!((advanced[at] - (unit[at] + dual)).abs() < 1e-6);
+                assert_eq!(unit[at] >= 0.0, f.t[at] >= 0.0);
             }
         }
     }

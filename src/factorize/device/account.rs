@@ -12,11 +12,12 @@ fn bytes(numbers: usize) -> u64 {
 /// Bytes of LB-ADMM on a `m x n` matrix at rank r.
 pub fn admm_bytes(m: usize, n: usize, r: usize) -> u64 {
     let longer = m.max(n);
+    // Latent values and as much to work with, magnitudes.
     let factors = 2 * r * (m + n) + m + n + 2 * r;
-    let work = 2 * r * longer + 2 * r * r;
+    let squares = 2 * r * r;
     // Chunks of sums and their totals in f64; a few single numbers.
     let projection = r * (longer.div_ceil(CHUNK) + 2) + 16;
-    bytes(m * n + factors + work + projection)
+    bytes(m * n + factors + squares + projection)
 }
 
 /// Bytes of the polish, and of margins.

@@ -22,10 +22,6 @@ impl<'a> Algebra<'a> for Session<'_> {
         Session::blank(self, n)
     }
 
-    fn resize(&self, values: &mut Buffer, n: usize) -> Computed<()> {
-        Session::resize(self, values, n)
-    }
-
     fn read<'v>(&self, values: &'v Buffer, part: Range<usize>) -> Computed<Cow<'v, [f32]>> {
         Ok(Cow::Owned(self.download(values, part)?))
     }
@@ -89,18 +85,6 @@ impl<'a> Steps<'a> for Session<'_> {
         columns(all.b)
     }
 
-    fn update_dual(
-        &self,
-        dual: &mut Buffer,
-        t: &Buffer,
-        z: &Magnitudes<Buffer>,
-        shape: Shape,
-    ) -> Computed<()> {
-        assert!(dual.len() >= shape.r * shape.n);
-        // SAFETY: two matrices of the shape, magnitudes for its rows and columns.
-        unsafe { self.launch_on_matrix(Kernel::Dual, Args { out: dual.start(), ..with(t, z, shape) }) }
-    }
-
     fn unit_rows(&self, out: &mut Buffer, t: &Buffer, z: &Magnitudes<Buffer>, shape: Shape) -> Computed<()> {
         assert!(out.len() >= shape.r * shape.n);
         let inverse = Session::blank(self, 1)?;
@@ -129,13 +113,12 @@ impl<'a> Steps<'a> for Session<'_> {
         rhs: &mut Buffer,
         rho: f32,
         t: &Buffer,
-        dual: &Buffer,
         z: &Magnitudes<Buffer>,
         shape: Shape,
     ) -> Computed<()> {
-        assert!(rhs.len().min(dual.len()) >= shape.r * shape.n);
-        let args = Args { out: rhs.start(), y: dual.start(), value: rho, ..with(t, z, shape) };
-        // SAFETY: three matrices of the shape, magnitudes for its rows and columns.
+        assert!(rhs.len() >= shape.r * shape.n);
+        let args = Args { out: rhs.start(), value: rho, ..with(t, z, shape) };
+        // SAFETY: two matrices of the shape, magnitudes for its rows and columns.
         unsafe { self.launch_on_matrix(Kernel::Pull, args) }
     }
 
@@ -158,10 +141,10 @@ impl<'a> Steps<'a> for Session<'_> {
         Ok(false)
     }
 
-    fn advance(&self, t: &mut Buffer, rhs: &mut Buffer, dual: &Buffer, shape: Shape) -> Computed<()> {
-        assert!(t.len().min(dual.len()) >= shape.r * shape.n);
-        let args = Args { out: t.start(), y: dual.start(), ..on(rhs, shape) };
-        // SAFETY: three matrices of the shape.
-        unsafe { self.launch_on_matrix(Kernel::Add, args) }
+    fn advance(&self, t: &mut Buffer, rhs: &Buffer, z: &Magnitudes<Buffer>, shape: Shape) -> Computed<()> {
+        assert!(rhs.len() >= shape.r * shape.n);
+        let args = Args { out: t.start(), y: rhs.start(), ..with(t, z, shape) };
+        // SAFETY: two matrices of the shape, magnitudes for its rows and columns; a value is read before it is written.
+        unsafe { self.launch_on_matrix(Kernel::Advance, args) }
     }
 }
