@@ -11,7 +11,7 @@ pub mod rules;
 use crate::error::{Error, Result};
 use crate::factorize::Method;
 use crate::format::factors::RANK_STEP;
-use account::{Account, Spectrum};
+use account::{Account, Spectrum, between};
 use serde::Serialize;
 
 /// Largest budget that is accepted: above it plain f16 is smaller and exact.
@@ -141,7 +141,9 @@ fn weigh(specs: &[MatrixSpec], accounts: &mut [Account], bpw: f64) {
     let known = || accounts.iter().filter_map(|a| Some((a.weights as f64, a.spectrum.as_ref()?)));
     let wanted = bpw * known().map(|(n, _)| n).sum::<f64>();
     let top = known().map(|(_, s)| s.top()).fold(0.0, f64::max);
-    let bits = |halvings: f64| known().map(|(_, s)| s.bits_at(top * (-halvings).exp2())).sum::<f64>();
+    let bits = |halvings: f64| -> f64 {
+        known().map(|(n, s)| between(s.bits_at(top * (-halvings).exp2()), bpw * n)).sum()
+    };
     let (mut low, mut high) = (0.0, 200.0);
     for _ in 0..60 {
         let middle = f64::midpoint(low, high);

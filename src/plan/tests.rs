@@ -174,17 +174,17 @@ fn a_budget_out_of_reach_gives_every_matrix_the_lowest_rank() {
 
 #[test]
 fn what_costs_more_gets_more() {
-    // Sixteen times the cost is worth log2(16) / 1.51 bits per weight more.
+    // Sixteen times the cost is worth log2(16) / 1.51 bits per weight more, of which half is given.
     let specs = [flat(spec("a.weight", 2048, 2048, 1), 16e-3), flat(spec("b.weight", 2048, 2048, 1), 1e-3)];
     let p = plan(&specs, Target::Bpw(2.0), 1, Method::Admm).unwrap();
-    assert!((p.entries[0].bpw - p.entries[1].bpw - 4.0 / 1.51).abs() < 0.05, "{p:?}");
+    assert!((p.entries[0].bpw - p.entries[1].bpw - 2.0 / 1.51).abs() < 0.05, "{p:?}");
     assert!(p.bpw <= 2.0 && p.bpw > 1.99);
     // What is packed into few dimensions needs less.
     let mut few = vec![0.0; 2048];
     few[..64].fill(32.0);
     let packed = MatrixSpec { spectrum: Some(few), ..spec("a.weight", 2048, 2048, 1) };
     let p = plan(&[packed, specs[1].clone()], Target::Bpw(1.0), 1, Method::Admm).unwrap();
-    assert!(p.entries[0].bpw < 0.7 && p.entries[1].bpw > 1.3, "{p:?}");
+    assert!(p.entries[0].bpw < 0.9 && p.entries[1].bpw > 1.1, "{p:?}");
     // Nothing measured, nothing felt, or fixed by a rule: the share of a plain matrix, the lowest rank, the rule's.
     let dead = flat(spec("c.weight", 2048, 2048, 1), 0.0);
     let fixed = MatrixSpec { fixed: Some(Target::Rank(96)), ..flat(spec("d.weight", 2048, 2048, 1), 1.0) };
