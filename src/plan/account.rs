@@ -72,7 +72,8 @@ const MOST: f64 = 6.0;
 /// calibration's domain and better on others than one with measured shares; this does better than both on the first, and
 /// keeps most of what the even one gains on the second (specs/results.md).
 pub(super) fn between(measured: f64, even: f64) -> f64 {
-    (measured.max(0.0) * even.max(0.0)).sqrt()
+    // Below level 0 an even share is none.
+    (measured * even.max(0.0)).sqrt()
 }
 
 /// The singular values of a matrix in the metric of the loss, by which it takes its share.

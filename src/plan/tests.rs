@@ -184,7 +184,7 @@ fn what_costs_more_gets_more() {
     few[..64].fill(32.0);
     let packed = MatrixSpec { spectrum: Some(few), ..spec("a.weight", 2048, 2048, 1) };
     let p = plan(&[packed, specs[1].clone()], Target::Bpw(1.0), 1, Method::Admm).unwrap();
-    assert!(p.entries[0].bpw < 0.9 && p.entries[1].bpw > 1.1, "{p:?}");
+    assert!(p.entries[0].bpw < 0.85 && p.entries[1].bpw > 1.12, "{p:?}");
     // Nothing measured, nothing felt, or fixed by a rule: the share of a plain matrix, the lowest rank, the rule's.
     let dead = flat(spec("c.weight", 2048, 2048, 1), 0.0);
     let fixed = MatrixSpec { fixed: Some(Target::Rank(96)), ..flat(spec("d.weight", 2048, 2048, 1), 1.0) };

@@ -16,7 +16,7 @@ use littlebit::gguf::Gguf;
 use serde_json::Value as Json;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::{Mutex, OnceLock};
+use std::sync::OnceLock;
 use support::{ok, s};
 
 fn var(name: &str) -> PathBuf {
@@ -62,23 +62,20 @@ impl Files {
 /// Factorization alone.
 const UNTUNED: [&str; 2] = ["--generated-windows", "0"];
 
-static REMOVED_AT_EXIT: Mutex<Option<PathBuf>> = Mutex::new(None);
+static FILES: OnceLock<Files> = OnceLock::new();
 
+/// A static is never dropped, and these are gigabytes.
 extern "C" fn remove_files() {
-    let dir = REMOVED_AT_EXIT.lock().ok().and_then(|mut dir| dir.take());
-    if let Some(dir) = dir {
-        let _ = std::fs::remove_dir_all(dir);
+    if let Some(files) = FILES.get() {
+        let _ = std::fs::remove_dir_all(files.dir.path());
     }
 }
 
 fn files() -> &'static Files {
-    static FILES: OnceLock<Files> = OnceLock::new();
     FILES.get_or_init(|| {
         let files = Files { dir: tempfile::tempdir().unwrap() };
-        // A static is never dropped, and these are gigabytes.
         // SAFETY: `remove_files` is a plain function that may run at any exit.
         assert_eq!(unsafe { libc::atexit(remove_files) }, 0);
-        *REMOVED_AT_EXIT.lock().unwrap() = Some(files.dir.path().to_owned());
         let mut quantize = program("LITTLEBIT_STOCK", "llama-quantize");
         quantize.arg("--allow-requantize").args([var("LITTLEBIT_MODEL"), files.f32()]).arg("F32");
         success("dequantize the model", &mut quantize);
