@@ -12,12 +12,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 #[derive(Debug)]
 pub struct Buffer {
     pointer: sys::CUdeviceptr,
-    /// Bytes that are allocated.
-    capacity: usize,
-    /// Numbers of 4 bytes in use.
+    /// Numbers of 4 bytes.
     len: usize,
     /// The context is that of a thread.
     _thread: std::marker::PhantomData<*const ()>,
+}
+
+/// Bytes that are allocated for `n` numbers.
+fn allocation(n: usize) -> usize {
+    4 * n.max(1)
 }
 
 impl Buffer {
@@ -96,7 +99,7 @@ impl DerefMut for Kept {
 impl Drop for Kept {
     fn drop(&mut self) {
         // Launches that still use it come before those that will: all are on one stream.
-        self.idle.all().push((self.buffer.pointer, self.buffer.capacity));
+        self.idle.all().push((self.buffer.pointer, allocation(self.buffer.len)));
     }
 }
 
@@ -106,15 +109,13 @@ impl Session<'_> {
     /// # Errors
     /// As [`Session::blank`].
     pub fn reuse(&self, n: usize) -> Result<Kept, Failure> {
-        let capacity = 4 * n.max(1);
+        let capacity = allocation(n);
         let found = {
             let mut all = self.gpu.idle.all();
             all.iter().rposition(|(_, bytes)| *bytes == capacity).map(|at| all.swap_remove(at))
         };
         let buffer = match found {
-            Some((pointer, capacity)) => {
-                Buffer { pointer, capacity, len: n, _thread: std::marker::PhantomData }
-            }
+            Some((pointer, _)) => Buffer { pointer, len: n, _thread: std::marker::PhantomData },
             None => self.blank(n)?,
         };
         Ok(Kept { buffer: ManuallyDrop::new(buffer), idle: self.gpu.idle.clone() })
@@ -140,7 +141,7 @@ impl Session<'_> {
     /// # Errors
     /// [`Failure::Memory`], [`Failure::Driver`].
     pub fn blank(&self, n: usize) -> Result<Buffer, Failure> {
-        let capacity = 4 * n.max(1);
+        let capacity = allocation(n);
         let mut pointer = 0;
         // SAFETY: writes an address.
         let mut result = unsafe { sys::cuMemAlloc_v2(&mut pointer, capacity) };
@@ -153,7 +154,7 @@ impl Session<'_> {
             return Err(Failure::Memory(capacity as u64));
         }
         checked("cuMemAlloc", result)?;
-        Ok(Buffer { pointer, capacity, len: n, _thread: std::marker::PhantomData })
+        Ok(Buffer { pointer, len: n, _thread: std::marker::PhantomData })
     }
 
     /// Copies numbers to the device.
