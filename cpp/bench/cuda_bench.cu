@@ -3,6 +3,7 @@
 //
 //   cuda-bench check             exit 1 if a bit differs, launched by launch.cu and by lb_cuda_stage_run, alone and in groups
 //   cuda-bench speed [SECONDS]   a table of layers, and one of grouped against separate launches; time per line, default 0.5
+//   cuda-bench speed SECONDS OUT IN BPW N    of one layer alone, for a profiler
 //
 // scripts/bench-cuda builds and runs it.
 
@@ -506,7 +507,13 @@ static void speed_of_group(cudaStream_t stream, const block_input & b, double bp
     CHECK(cudaGraphExecDestroy(grouped));
 }
 
-static int speed(double seconds) {
+struct one_layer {
+    uint32_t d_out, d_in;
+    double bpw;
+    uint32_t n;
+};
+
+static int speed(double seconds, const one_layer * only) {
     cudaStream_t stream;
     CHECK(cudaStreamCreate(&stream));
     cublas blas;
@@ -517,6 +524,10 @@ static int speed(double seconds) {
     printf("One path, both halves, replayed from a CUDA graph over copies that exceed the caches; medians, us a layer.\n\n"
            "| layer | bpw | rank | n | us | min | max | GB/s of signs | TMAC/s | cuBLAS F16 us | times faster |\n"
            "|---|---|---|---|---|---|---|---|---|---|---|\n");
+    if (only) {
+        speed_of(have ? &blas : nullptr, stream, only->d_out, only->d_in, only->bpw, only->n, seconds);
+        return 0;
+    }
     for (auto [d_out, d_in] : { std::pair<uint32_t, uint32_t>{ 4096, 4096 }, { 11008, 4096 }, { 4096, 11008 }, { 8192, 8192 },
             { 28672, 8192 }, { 8192, 28672 } }) {
         for (double bpw : { 0.1, 0.3, 0.55, 1.0 }) {
@@ -551,8 +562,13 @@ static int speed(double seconds) {
 
 int main(int argc, char ** argv) {
     const std::string what = argc > 1 ? argv[1] : "";
-    if (what != "check" && what != "speed") {
-        fprintf(stderr, "usage: cuda-bench check | speed [SECONDS]\n");
+    one_layer only = {};
+    if (argc == 7) {
+        only = { (uint32_t) atoi(argv[3]), (uint32_t) atoi(argv[4]), atof(argv[5]), (uint32_t) atoi(argv[6]) };
+    }
+    const bool one = argc == 7 && only.d_out > 0 && only.d_in > 0 && only.bpw > 0 && only.n > 0 && only.n <= LBK_MAX_N;
+    if ((what != "check" && what != "speed") || (argc > 3 && !one)) {
+        fprintf(stderr, "usage: cuda-bench check | speed [SECONDS [OUT IN BPW N]]\n");
         return 2;
     }
     int devices = 0;
@@ -565,5 +581,5 @@ int main(int argc, char ** argv) {
     CHECK(cudaGetDeviceProperties(&p, 0));
     printf("%s, compute capability %d.%d, %d multiprocessors, %.0f MB of L2\n", p.name, p.major, p.minor,
             p.multiProcessorCount, p.l2CacheSize/1e6);
-    return what == "check" ? check_all() : speed(argc > 2 ? atof(argv[2]) : 0.5);
+    return what == "check" ? check_all() : speed(argc > 2 ? atof(argv[2]) : 0.5, one ? &only : nullptr);
 }

@@ -9,11 +9,25 @@
 constexpr uint32_t LBK_CHUNK = 128;
 
 constexpr uint32_t LBK_QUANTIZE_THREADS = 512;
-constexpr uint32_t LBK_SMALL_WARPS   = 8;
-constexpr uint32_t LBK_SMALL_THREADS = LBK_SMALL_WARPS*32;
-constexpr uint32_t LBK_LARGE_WARPS   = 4;
-constexpr uint32_t LBK_LARGE_N       = 32;  // columns of activations of a block
-constexpr uint32_t LBK_LARGE_STRIDE  = 160; // bytes from one plane to the next in shared memory: no bank conflicts
+constexpr uint32_t LBK_EXTENT_THREADS = 256;
+constexpr uint32_t LBK_ONE_WARPS     = 16; // of the kernels that split the columns of signs over all warps
+constexpr uint32_t LBK_ONE_THREADS   = LBK_ONE_WARPS*32;
+constexpr uint32_t LBK_LARGE_N       = 32; // columns of activations of a block of lbk_large
+constexpr uint32_t LBK_LARGE_BLOCKS  = 4;  // its row blocks, one of each for
+constexpr uint32_t LBK_LARGE_PARTS   = 2;  // warps, which split the columns of signs
+constexpr uint32_t LBK_LARGE_THREADS = LBK_LARGE_BLOCKS*LBK_LARGE_PARTS*32;
+constexpr uint32_t LBK_LARGE_COLS    = 64; // columns of signs of a part at a time
+constexpr uint32_t LBK_LARGE_DEPTH   = 4;  // times of which the data are in shared memory or on their way there
+// bytes of shared memory of one time: for every part the planes of all columns of activations, and the signs of its warps
+constexpr uint32_t LBK_LARGE_PLANES  = 2*LBK_LARGE_N*LBK_LARGE_COLS;
+constexpr uint32_t LBK_LARGE_SIGNS   = LBK_LARGE_COLS/8*32; // of a warp
+constexpr uint32_t LBK_LARGE_TIME    = LBK_LARGE_PARTS*(LBK_LARGE_PLANES + LBK_LARGE_BLOCKS*LBK_LARGE_SIGNS);
+constexpr uint32_t LBK_LARGE_SUMS    = LBK_LARGE_BLOCKS*32 + 8; // words from one column of sums to the next: no bank conflicts
+constexpr uint32_t LBK_LARGE_SHARED  = LBK_LARGE_DEPTH*LBK_LARGE_TIME; // the sums have room in it, too
+static_assert(LBK_LARGE_PARTS*LBK_LARGE_N*LBK_LARGE_SUMS*4 <= LBK_LARGE_SHARED, "sums take the place of planes and signs");
+static_assert(LBK_CHUNK % (LBK_LARGE_PARTS*LBK_LARGE_COLS) == 0, "all parts have as many times");
+// groups of four columns that a thread keeps while it quantizes: of lbk_fused and lbk_split, of others
+constexpr uint32_t LBK_NARROW = 2, LBK_WIDE = 8;
 constexpr uint32_t LBK_SCRATCH       = 256; // bytes for reductions over the warps of a block
 constexpr uint32_t LBK_EXTENTS       = 32;  // blocks that look for the extent of one wide column
 
@@ -46,7 +60,7 @@ struct lbk_args {
     float          * y;
     lbk_column     * columns; // n
     uint8_t        * planes;  // n times a low and a high plane
-    uint32_t       * split;   // of lbk_split: LBK_EXTENTS pairs, a counter a row block, 32 sums a row block and slice
+    uint64_t       * split;   // of lbk_split: LBK_EXTENTS extents, then a sum and its number of slices for each row
     uint64_t x_stride, add_stride, y_stride; // floats
     uint32_t rows, cols, n;
     uint32_t plane;           // bytes of a plane
@@ -60,6 +74,8 @@ constexpr uint32_t LBK_STAGES = 6;
 // one may add to what an earlier one wrote (the second path). src/cuda/plan.rs has the same struct.
 struct lbk_group {
     uint32_t members, chain;
+    uint32_t fold;            // a block takes 1 << fold row blocks, but for lbk_large
+    uint32_t reserved;
     uint32_t end[LBK_STAGES]; // blocks in x of the members up to and with this one
     lbk_args stage[LBK_STAGES];
 };

@@ -39,7 +39,9 @@ LBK_KERNEL LBK_BOUNDS(LBK_QUANTIZE_THREADS) lbk_quantize(LBK_PARAM lbk_group gro
     const lbk_place place = lbk_find(group);
     const lbk_args & a = group.stage[place.stage];
     const uint32_t t = place.block;
-    const lbk_column column = lbk_quantize_column(a.x + t*a.x_stride, a.pre, a.cols, a.plane,
+    lbk_begin_next();
+    lbk_wait();
+    const lbk_column column = lbk_quantize_fitting<LBK_WIDE>(a.x + t*a.x_stride, a.pre, a.cols, a.plane,
             a.planes + (size_t) t*2*a.plane, (uint32_t *) shared);
     if (threadIdx.x == 0) {
         a.columns[t] = column;
@@ -73,6 +75,16 @@ LBK_DEVICE lbk_signs lbk_expand_signs(uint32_t word) {
     return s;
 }
 
+// The sums of a lane's rows 4g .. 4g+3 and of column t from the accumulators of both products.
+LBK_DEVICE lbk_u32x4 lbk_rows(const int first[4], const int second[4]) {
+    lbk_u32x4 four;
+    four.x = (uint32_t) first[0] + 128*(uint32_t) first[1];
+    four.y = (uint32_t) first[2] + 128*(uint32_t) first[3];
+    four.z = (uint32_t) second[0] + 128*(uint32_t) second[1];
+    four.w = (uint32_t) second[2] + 128*(uint32_t) second[3];
+    return four;
+}
+
 // s.q from the sum over the set bits
 LBK_DEVICE uint32_t lbk_signed_sum(uint32_t bits, uint32_t total) { return 2*bits - total; }
 
@@ -88,48 +100,6 @@ LBK_DEVICE void lbk_finish(const lbk_args & a, float step, float unshift, uint32
     a.y[t*a.y_stride + row] = v;
 }
 
-// `bytes` byte columns of one row block times 4*NT columns from `first` of `n`, the byte columns split over the warps.
-// planes: of column 0, `plane` bytes each. partial: LBK_SMALL_WARPS * 4*NT * 32 words of shared memory. Returns the sum
-// over set bits for row threadIdx.x % 32 and column first + threadIdx.x / 32, if threadIdx.x < 128*NT.
-template <int NT>
-LBK_DEVICE uint32_t lbk_row_block(const uint32_t * words, uint32_t bytes, const uint8_t * planes, uint32_t plane,
-        uint32_t n, uint32_t first, uint32_t * partial) {
-    const uint32_t warp = threadIdx.x/32, lane = threadIdx.x%32, g = lane/4, t = lane%4;
-    int acc[2][NT][4] = {};
-#pragma unroll 4
-    for (uint32_t from = 4*warp; from < bytes; from += 4*LBK_SMALL_WARPS) {
-        const uint32_t byte = from + t; // padded columns of the planes are zero
-        const lbk_signs s = lbk_expand_signs(byte < bytes ? words[(size_t) byte*8 + g] : 0);
-        LBK_UNROLL
-        for (int i = 0; i < NT; ++i) {
-            const uint32_t column = first + 4*i + g/2;
-            lbk_u32x2 b = { 0, 0 };
-            if (column < n) {
-                b = *(const lbk_u32x2 *) (planes + ((size_t) column*2 + g%2)*plane + 8*byte);
-            }
-            lbk_mma(acc[0][i], s.a[0][0], s.a[0][1], s.a[0][2], s.a[0][3], b.x, b.y);
-            lbk_mma(acc[1][i], s.a[1][0], s.a[1][1], s.a[1][2], s.a[1][3], b.x, b.y);
-        }
-    }
-    LBK_UNROLL
-    for (int i = 0; i < NT; ++i) {
-        lbk_u32x4 four; // rows 4g .. 4g+3 of column 4i + t
-        four.x = (uint32_t) acc[0][i][0] + 128*(uint32_t) acc[0][i][1];
-        four.y = (uint32_t) acc[0][i][2] + 128*(uint32_t) acc[0][i][3];
-        four.z = (uint32_t) acc[1][i][0] + 128*(uint32_t) acc[1][i][1];
-        four.w = (uint32_t) acc[1][i][2] + 128*(uint32_t) acc[1][i][3];
-        *(lbk_u32x4 *) (partial + ((warp*NT + i)*4 + t)*32 + 4*g) = four;
-    }
-    __syncthreads();
-    uint32_t sum = 0;
-    if (threadIdx.x < NT*128) {
-        for (uint32_t w = 0; w < LBK_SMALL_WARPS; ++w) {
-            sum += partial[w*NT*128 + threadIdx.x];
-        }
-    }
-    return sum;
-}
-
 // byte columns of the tile, and its words for a row block
 LBK_DEVICE uint32_t lbk_byte_cols(const lbk_args & a) { return (a.cols + 15)/16*2; }
 
@@ -137,226 +107,337 @@ LBK_DEVICE const uint32_t * lbk_words(const lbk_args & a, uint32_t block) {
     return (const uint32_t *) (a.tile + (size_t) block*lbk_byte_cols(a)*32);
 }
 
+//
+// few columns: a block takes some row blocks, and its warps split the columns of signs
+//
+
+// The steps, of 32 columns each, that a warp has loaded before it can use them.
+constexpr uint32_t LBK_AHEAD = 8;
+
+struct lbk_ahead {
+    uint32_t word[LBK_AHEAD];
+};
+
+// What a warp of a block takes of row block `block`, whose words are `words`: `run` steps from `first`, and as many from every `stride`-th
+// after it. `bytes` are the byte columns of the product; 0 beyond the last row block.
+struct lbk_share {
+    const uint32_t * words;
+    uint32_t bytes, block, first, run, stride;
+};
+
+// from: the first byte column of the product
+LBK_DEVICE lbk_share lbk_share_of(const lbk_args & a, uint32_t block, uint32_t fold, uint32_t from, uint32_t bytes) {
+    const uint32_t warp = threadIdx.x/32, parts = LBK_ONE_WARPS >> fold;
+    const uint32_t each = (bytes + 4*parts - 1)/(4*parts); // parts is a power of two
+    lbk_share s;
+    s.run    = each < LBK_AHEAD ? each : LBK_AHEAD;
+    s.first  = (warp & (parts - 1))*s.run;
+    s.stride = parts*s.run;
+    s.block = (block << fold) + (warp >> (4 - fold));
+    s.words = lbk_words(a, s.block) + (size_t) from*8;
+    s.bytes = s.block < (a.rows + 31)/32 ? bytes : 0;
+    return s;
+}
+
+// the run of steps from `first`
+LBK_DEVICE lbk_ahead lbk_load_ahead(const lbk_share & s, uint32_t first) {
+    const uint32_t lane = threadIdx.x%32;
+    lbk_ahead a;
+    LBK_UNROLL
+    for (uint32_t i = 0; i < LBK_AHEAD; ++i) {
+        const uint32_t byte = 4*(first + i) + lane%4;
+        a.word[i] = i < s.run && byte < s.bytes ? s.words[(size_t) byte*8 + lane/4] : 0;
+    }
+    return a;
+}
+
+// The product of a warp's share by the planes, `plane` bytes each, of 4*NT columns, of which there are `n`. partial: 4*NT*32 words a
+// warp, in which the sums over set bits end, a column's 32 rows after the other's; after a barrier.
+template <int NT>
+LBK_DEVICE void lbk_multiply(const lbk_share & s, lbk_ahead now, const uint8_t * planes, uint32_t plane, uint32_t n, uint32_t * partial) {
+    const uint32_t warp = threadIdx.x/32, lane = threadIdx.x%32, g = lane/4, t = lane%4;
+    int acc[2][NT][4] = {};
+    for (uint32_t first = s.first; 4*first < s.bytes; first += s.stride) {
+        const lbk_ahead next = lbk_load_ahead(s, first + s.stride);
+        LBK_UNROLL
+        for (uint32_t j = 0; j < LBK_AHEAD; ++j) {
+            const uint32_t step = first + j;
+            if (j < s.run && 4*step < s.bytes) { // padded columns of the planes are zero
+                const lbk_signs a = lbk_expand_signs(now.word[j]);
+                LBK_UNROLL
+                for (int i = 0; i < NT; ++i) {
+                    lbk_u32x2 b = { 0, 0 };
+                    if (4*i + g/2 < n) {
+                        b = *(const lbk_u32x2 *) (planes + (size_t) (8*i + g)*plane + 8*(4*step + t));
+                    }
+                    lbk_mma(acc[0][i], a.a[0][0], a.a[0][1], a.a[0][2], a.a[0][3], b.x, b.y);
+                    lbk_mma(acc[1][i], a.a[1][0], a.a[1][1], a.a[1][2], a.a[1][3], b.x, b.y);
+                }
+            }
+        }
+        now = next;
+    }
+    LBK_UNROLL
+    for (int i = 0; i < NT; ++i) {
+        if (4*i + t < n) {
+            *(lbk_u32x4 *) (partial + ((warp*NT + i)*4 + t)*32 + 4*g) = lbk_rows(acc[0][i], acc[1][i]);
+        }
+    }
+    __syncthreads();
+}
+
+// The sum over set bits of row `row` of the block's row block `own`, for column `column` of 4*NT.
+template <int NT>
+LBK_DEVICE uint32_t lbk_sum_parts(const uint32_t * partial, uint32_t fold, uint32_t own, uint32_t column, uint32_t row) {
+    const uint32_t parts = LBK_ONE_WARPS >> fold;
+    uint32_t sum = 0;
+    for (uint32_t i = 0; i < parts; ++i) {
+        sum += partial[((own*parts + i)*4*NT + column)*32 + row];
+    }
+    return sum;
+}
+
+// 4*NT columns, quantized before
 template <int NT>
 LBK_DEVICE void lbk_small(const lbk_group & group, uint8_t * shared) {
+    uint32_t * partial = (uint32_t *) shared;
     const lbk_place place = lbk_find(group);
     const uint32_t first = blockIdx.y*4*NT;
+    lbk_begin_next();
     for (uint32_t i = 0; i < group.chain; ++i) {
         const lbk_args & a = group.stage[place.stage + i];
-        if (i > 0) {
+        const lbk_share share = lbk_share_of(a, place.block, group.fold, 0, lbk_byte_cols(a));
+        const lbk_ahead ahead = lbk_load_ahead(share, share.first); // signs are nobody's result
+        if (i == 0) {
+            lbk_wait();
+        } else {
             __syncthreads(); // the sums of the stage before were read
         }
-        const uint32_t bits = lbk_row_block<NT>(lbk_words(a, place.block), lbk_byte_cols(a), a.planes, a.plane, a.n, first,
-                (uint32_t *) shared);
-        const uint32_t t = first + threadIdx.x/32, row = place.block*32 + threadIdx.x%32;
-        if (threadIdx.x < NT*128 && t < a.n && row < a.rows) {
-            const lbk_column c = a.columns[t];
-            lbk_finish(a, c.step, c.unshift, lbk_signed_sum(bits, (uint32_t) c.sum), row, t);
+        const uint32_t n = a.n - first;
+        lbk_multiply<NT>(share, ahead, a.planes + (size_t) first*2*a.plane, a.plane, n, partial);
+        for (uint32_t at = threadIdx.x; at < 128u*NT << group.fold; at += blockDim.x) {
+            const uint32_t own = at/(128*NT), t = at/32%(4*NT), row = ((place.block << group.fold) + own)*32 + at%32;
+            if (t < n && row < a.rows) {
+                const lbk_column c = a.columns[first + t];
+                const uint32_t bits = lbk_sum_parts<NT>(partial, group.fold, own, t, at%32);
+                lbk_finish(a, c.step, c.unshift, lbk_signed_sum(bits, (uint32_t) c.sum), row, first + t);
+            }
         }
     }
 }
 
-// grid: row blocks x groups of 4 or 8 columns
-LBK_KERNEL LBK_BOUNDS(LBK_SMALL_THREADS) lbk_small4(LBK_PARAM lbk_group group) {
+// grid: a block for every 1 << fold row blocks x groups of 4 or 8 columns
+LBK_KERNEL LBK_BOUNDS(LBK_ONE_THREADS) lbk_small4(LBK_PARAM lbk_group group) {
     LBK_SHARED(shared);
     lbk_small<1>(group, shared);
 }
 
-LBK_KERNEL LBK_BOUNDS(LBK_SMALL_THREADS) lbk_small8(LBK_PARAM lbk_group group) {
+LBK_KERNEL LBK_BOUNDS(LBK_ONE_THREADS) lbk_small8(LBK_PARAM lbk_group group) {
     LBK_SHARED(shared);
     lbk_small<2>(group, shared);
 }
 
-// One column, which every block quantizes for itself: a launch less. grid: row blocks
-LBK_KERNEL LBK_BOUNDS(LBK_SMALL_THREADS) lbk_fused(LBK_PARAM lbk_group group) {
-    LBK_SHARED(shared);
+//
+// one column
+//
+
+// One column, which every block quantizes for itself: a launch less.
+template <int V>
+LBK_DEVICE void lbk_fused_stages(const lbk_group & group, uint8_t * shared) {
     uint32_t * partial = (uint32_t *) (shared + LBK_SCRATCH);
-    uint8_t  * planes  = shared + LBK_SCRATCH + LBK_SMALL_WARPS*4*32*4;
+    uint8_t  * planes  = shared + LBK_SCRATCH + LBK_ONE_WARPS*4*32*4;
     const lbk_place place = lbk_find(group);
-    const lbk_args * const end = group.stage + place.stage + group.chain;
-    for (const lbk_args * a = group.stage + place.stage; a != end; ++a) {
+    lbk_begin_next();
+    for (uint32_t i = 0; i < group.chain; ++i) {
+        const lbk_args & a = group.stage[place.stage + i];
+        const lbk_share share = lbk_share_of(a, place.block, group.fold, 0, lbk_byte_cols(a));
+        const lbk_ahead ahead = lbk_load_ahead(share, share.first); // signs are nobody's result
+        if (i == 0) {
+            lbk_wait();
+        }
         // Ends in a barrier, after which the planes are complete. Its first barrier comes before they are written, and after the
         // stage before has read its own.
-        const lbk_column column = lbk_quantize_column(a->x, a->pre, a->cols, a->plane, planes, (uint32_t *) shared);
-        const uint32_t bits = lbk_row_block<1>(lbk_words(*a, place.block), lbk_byte_cols(*a), planes, a->plane, 1, 0, partial);
-        const uint32_t row = place.block*32 + threadIdx.x;
-        if (threadIdx.x < 32 && row < a->rows) {
-            lbk_finish(*a, column.step, column.unshift, lbk_signed_sum(bits, (uint32_t) column.sum), row, 0);
+        const lbk_column column = lbk_quantize_fitting<V>(a.x, a.pre, a.cols, a.plane, planes, (uint32_t *) shared);
+        lbk_multiply<1>(share, ahead, planes, a.plane, 1, partial);
+        const uint32_t row = (place.block << group.fold)*32 + threadIdx.x;
+        if (threadIdx.x < 32u << group.fold && row < a.rows) {
+            const uint32_t bits = lbk_sum_parts<1>(partial, group.fold, threadIdx.x/32, 0, threadIdx.x%32);
+            lbk_finish(a, column.step, column.unshift, lbk_signed_sum(bits, (uint32_t) column.sum), row, 0);
         }
     }
 }
 
-// One column that is too wide for lbk_fused, in two launches: this one finds its extent and clears the counters of the
+// grid: a block for every 1 << fold row blocks
+LBK_KERNEL LBK_BOUNDS2(LBK_ONE_THREADS, 2) lbk_fused(LBK_PARAM lbk_group group) {
+    LBK_SHARED(shared);
+    lbk_fused_stages<LBK_NARROW>(group, shared);
+}
+
+LBK_KERNEL LBK_BOUNDS(LBK_ONE_THREADS) lbk_fused_wide(LBK_PARAM lbk_group group) {
+    LBK_SHARED(shared);
+    lbk_fused_stages<LBK_WIDE>(group, shared);
+}
+
+// One column that is too wide for lbk_fused_wide, in two launches: this one finds its extent and clears the sums of the
 // next. grid: LBK_EXTENTS blocks
-LBK_KERNEL LBK_BOUNDS(LBK_SMALL_THREADS) lbk_extent(LBK_PARAM lbk_group group) {
+LBK_KERNEL LBK_BOUNDS(LBK_EXTENT_THREADS) lbk_extent(LBK_PARAM lbk_group group) {
     LBK_SHARED(shared);
     const lbk_place place = lbk_find(group);
     const lbk_args & a = group.stage[place.stage];
     const uint32_t thread = place.block*blockDim.x + threadIdx.x, threads = LBK_EXTENTS*blockDim.x;
-    for (uint32_t i = thread; i < (a.rows + 31)/32; i += threads) {
-        a.split[2*LBK_EXTENTS + i] = 0;
+    lbk_begin_next();
+    lbk_wait();
+    for (uint32_t i = thread; i < a.rows; i += threads) {
+        a.split[LBK_EXTENTS + i] = 0;
     }
     const lbk_extent_bits e = lbk_block_max(lbk_extent_of(a.x, a.pre, a.cols, thread, threads), (uint32_t *) shared);
     if (threadIdx.x == 0) {
-        a.split[2*place.block]     = e.value;
-        a.split[2*place.block + 1] = e.group;
+        a.split[place.block] = (uint64_t) e.group << 32 | e.value;
     }
 }
 
-// The second launch: a block takes one row block and one slice of the columns, which it quantizes for itself; the last
-// block of a row block adds up the slices. grid: row blocks x slices
-LBK_KERNEL LBK_BOUNDS(LBK_SMALL_THREADS) lbk_split(LBK_PARAM lbk_group group) {
+// The second launch: a block takes 1 << fold row blocks and one slice of the columns, which it quantizes for itself. A row's sum and the
+// number of slices in it are one word of memory, so whoever adds the last slice has the whole sum. grid: a block for every 1 << fold row
+// blocks x slices
+LBK_KERNEL LBK_BOUNDS2(LBK_ONE_THREADS, 2) lbk_split(LBK_PARAM lbk_group group) {
     LBK_SHARED(shared);
     const lbk_place place = lbk_find(group);
     const lbk_args & a = group.stage[place.stage];
-    uint32_t * scratch = (uint32_t *) shared;
     uint32_t * partial = (uint32_t *) (shared + LBK_SCRATCH);
-    uint8_t  * planes  = shared + LBK_SCRATCH + LBK_SMALL_WARPS*4*32*4;
-    uint32_t * counter = a.split + 2*LBK_EXTENTS + place.block;
-    uint32_t * sums    = a.split + 2*LBK_EXTENTS + (a.rows + 31)/32 + (size_t) place.block*gridDim.y*32;
-    const uint32_t plane = lbk_slice_cols(a.cols, gridDim.y), from = blockIdx.y*plane;
-
-    // every warp has one extent a lane
-    const uint32_t lane = threadIdx.x%32;
-    lbk_extent_bits e = { a.split[2*lane], a.split[2*lane + 1] };
-    e = lbk_warp_max(e);
-    const lbk_step s = lbk_step_of(e.value, e.group);
-    const uint32_t total = lbk_quantize_part(a.x, a.pre, a.cols, from, plane, planes, s, scratch);
+    uint8_t  * planes  = shared + LBK_SCRATCH + LBK_ONE_WARPS*4*32*4;
+    const uint32_t slices = gridDim.y, plane = lbk_slice_cols(a.cols, slices), from = blockIdx.y*plane;
     const uint32_t all = lbk_byte_cols(a), byte = from/8;
     const uint32_t bytes = byte >= all ? 0 : (all - byte < plane/8 ? all - byte : plane/8);
-    const uint32_t bits = lbk_row_block<1>(lbk_words(a, place.block) + (size_t) byte*8, bytes, planes, plane, 1, 0, partial);
-    if (threadIdx.x < 32) {
-        sums[blockIdx.y*32 + threadIdx.x] = lbk_signed_sum(bits, total);
-        lbk_fence();
-    }
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        scratch[0] = lbk_ticket(counter);
-    }
-    __syncthreads();
-    if (scratch[0] + 1 != gridDim.y || threadIdx.x >= 32) {
-        return;
-    }
-    lbk_fence();
-    uint32_t sum = 0;
-    for (uint32_t i = 0; i < gridDim.y; ++i) {
-        sum += lbk_load_fresh(sums + i*32 + threadIdx.x);
-    }
-    const uint32_t row = place.block*32 + threadIdx.x;
-    if (row < a.rows) {
-        lbk_finish(a, s.step, s.unshift, sum, row, 0);
-    }
-}
 
-// Planes of LBK_LARGE_N columns, LBK_CHUNK bytes of each, on their way from global to shared memory.
-struct lbk_panel {
-    lbk_u32x4 part[2*LBK_LARGE_N*LBK_CHUNK/16/(LBK_LARGE_WARPS*32)];
-};
-
-constexpr uint32_t LBK_PANEL_PARTS = sizeof(lbk_panel)/sizeof(lbk_u32x4);
-
-LBK_DEVICE lbk_panel lbk_load_panel(const lbk_args & a, uint32_t first, uint32_t chunk) {
-    lbk_panel p;
-    LBK_UNROLL
-    for (uint32_t i = 0; i < LBK_PANEL_PARTS; ++i) {
-        const uint32_t at = i*LBK_LARGE_WARPS*32 + threadIdx.x, plane = at/(LBK_CHUNK/16), part = at%(LBK_CHUNK/16);
-        p.part[i] = { 0, 0, 0, 0 };
-        if (first + plane/2 < a.n) {
-            p.part[i] = *(const lbk_u32x4 *) (a.planes + ((size_t) first*2 + plane)*a.plane + chunk*LBK_CHUNK + 16*part);
+    lbk_begin_next();
+    const lbk_share share = lbk_share_of(a, place.block, group.fold, byte, bytes);
+    const lbk_ahead ahead = lbk_load_ahead(share, share.first);
+    lbk_wait();
+    // every warp has one extent a lane
+    const uint64_t extent = a.split[threadIdx.x%32];
+    lbk_held<LBK_NARROW> held;
+    lbk_hold<LBK_NARROW>(a.x, a.pre, a.cols, from/4 + threadIdx.x, held);
+    lbk_extent_bits e = { (uint32_t) extent, (uint32_t) (extent >> 32) };
+    e = lbk_warp_max(e);
+    const lbk_step s = lbk_step_of(e.value, e.group);
+    uint32_t total = 0;
+    lbk_put<LBK_NARROW>(held, threadIdx.x, plane/4, planes, s, total);
+    total = lbk_block_sum(total, (uint32_t *) shared);
+    lbk_multiply<1>(share, ahead, planes, plane, 1, partial);
+    const uint32_t row = (place.block << group.fold)*32 + threadIdx.x;
+    if (threadIdx.x < 32u << group.fold && row < a.rows) {
+        const uint32_t sum = lbk_signed_sum(lbk_sum_parts<1>(partial, group.fold, threadIdx.x/32, 0, threadIdx.x%32), total);
+        const uint64_t before = lbk_fetch_add(a.split + LBK_EXTENTS + row, (uint64_t) sum << 32 | 1);
+        if ((uint32_t) before + 1 == slices) {
+            lbk_finish(a, s.step, s.unshift, (uint32_t) (before >> 32) + sum, row, 0);
         }
     }
-    return p;
 }
 
-LBK_DEVICE void lbk_store_panel(const lbk_panel & p, uint8_t * to) {
-    LBK_UNROLL
-    for (uint32_t i = 0; i < LBK_PANEL_PARTS; ++i) {
-        const uint32_t at = i*LBK_LARGE_WARPS*32 + threadIdx.x, plane = at/(LBK_CHUNK/16), part = at%(LBK_CHUNK/16);
-        *(lbk_u32x4 *) (to + plane*LBK_LARGE_STRIDE + 16*part) = p.part[i];
-    }
-}
+//
+// many columns
+//
 
-// One stage of lbk_large; shared holds two panels.
+// One stage of lbk_large, for LBK_LARGE_BLOCKS row blocks. At a time every part multiplies LBK_LARGE_COLS columns of signs, while those
+// of the next times are on their way to shared memory: for every part the planes of LBK_LARGE_N columns of activations, then its warps'
+// words as their lanes use them.
+//
+// Which columns of signs meet in a step is free. Lane t takes byte columns 2t and 2t+1 of eight, so that two steps' bytes of a plane lie
+// together.
 LBK_DEVICE void lbk_large_stage(const lbk_args & a, uint32_t group, uint8_t * shared) {
-    constexpr uint32_t panel = 2*LBK_LARGE_N*LBK_LARGE_STRIDE;
-    constexpr int NT = LBK_LARGE_N/4, STEPS = LBK_CHUNK/32;
+    constexpr int NT = LBK_LARGE_N/4, PIECES = LBK_LARGE_COLS/16; // pieces of 16 bytes of a plane
+    static_assert(LBK_LARGE_COLS == 64, "two steps");
     const uint32_t warp = threadIdx.x/32, lane = threadIdx.x%32, g = lane/4, t = lane%4;
-    const uint32_t block = group*LBK_LARGE_WARPS + warp, first = blockIdx.y*LBK_LARGE_N;
-    const uint32_t bytes = lbk_byte_cols(a);
-    // A warp beyond the last row block helps to carry panels and multiplies zeros.
-    const uint32_t present = block < (a.rows + 31)/32 ? bytes : 0;
-    const uint32_t * words = lbk_words(a, block);
-    const uint32_t chunks = a.plane/LBK_CHUNK;
+    const uint32_t own = warp%LBK_LARGE_BLOCKS, part = warp/LBK_LARGE_BLOCKS;
+    const uint32_t block = group*LBK_LARGE_BLOCKS + own, first = blockIdx.y*LBK_LARGE_N;
+    // A warp beyond the last row block helps to carry planes and multiplies zeros.
+    const uint32_t present = block < (a.rows + 31)/32 ? lbk_byte_cols(a) : 0;
+    constexpr uint32_t bytes = LBK_LARGE_COLS/8; // columns of them
+    const uint32_t * word = lbk_words(a, present ? block : 0) + (size_t) 8*(bytes*part + 2*t) + g;
+    const uint32_t times = a.plane/(LBK_LARGE_PARTS*LBK_LARGE_COLS);
 
-    auto load_word = [&](uint32_t chunk, int step) {
-        const uint32_t byte = chunk*(LBK_CHUNK/8) + 4*step + t;
-        return byte < present ? words[(size_t) byte*8 + g] : 0u;
+    // A thread copies the same piece of every part.
+    static_assert(2*LBK_LARGE_N*PIECES == LBK_LARGE_THREADS, "a piece of a plane for each thread");
+    const uint32_t plane = threadIdx.x/PIECES;
+    const bool filled = first + plane/2 < a.n;
+    const uint8_t * piece = a.planes + (filled ? ((size_t) first*2 + plane)*a.plane + 16*(threadIdx.x%PIECES) : 0);
+    auto copy = [&](uint32_t time) {
+        uint8_t * to = shared + time%LBK_LARGE_DEPTH*LBK_LARGE_TIME;
+        LBK_UNROLL
+        for (uint32_t p = 0; p < LBK_LARGE_PARTS; ++p) {
+            const bool there = filled && time < times;
+            const uint32_t from = there ? (time*LBK_LARGE_PARTS + p)*LBK_LARGE_COLS : 0;
+            lbk_copy16(to + p*LBK_LARGE_PLANES + 16*threadIdx.x, piece + from, there);
+        }
+        uint32_t * mine = (uint32_t *) (to + LBK_LARGE_PARTS*LBK_LARGE_PLANES + warp*LBK_LARGE_SIGNS) + lane;
+        LBK_UNROLL
+        for (uint32_t i = 0; i < 2; ++i) {
+            const uint32_t before = time*LBK_LARGE_PARTS*bytes;
+            const bool there = before + bytes*part + 2*t + i < present;
+            lbk_copy4(mine + 32*i, word + (there ? 8*(before + i) : 0), there);
+        }
+        lbk_copies_end();
     };
 
     int acc[2][NT][4] = {};
-    uint32_t word[STEPS], next[STEPS];
-    lbk_store_panel(lbk_load_panel(a, first, 0), shared);
-    LBK_UNROLL
-    for (int i = 0; i < STEPS; ++i) {
-        word[i] = load_word(0, i);
-        next[i] = 0;
+    for (uint32_t time = 0; time + 1 < LBK_LARGE_DEPTH; ++time) {
+        copy(time);
     }
-    __syncthreads();
-    for (uint32_t chunk = 0; chunk < chunks; ++chunk) {
-        // The other panel was read before the last barrier; it is filled while this one is used.
-        const bool more = chunk + 1 < chunks;
-        lbk_panel incoming = {};
-        if (more) {
-            incoming = lbk_load_panel(a, first, chunk + 1);
+    for (uint32_t time = 0; time < times; ++time) {
+        lbk_copies_left<LBK_LARGE_DEPTH - 2>();
+        __syncthreads(); // this time's data are there for all, and all have read those whose place the next copy takes
+        copy(time + LBK_LARGE_DEPTH - 1);
+        const uint8_t * from = shared + time%LBK_LARGE_DEPTH*LBK_LARGE_TIME;
+        const uint8_t * planes = from + part*LBK_LARGE_PLANES;
+        const uint32_t * mine = (const uint32_t *) (from + LBK_LARGE_PARTS*LBK_LARGE_PLANES + warp*LBK_LARGE_SIGNS) + lane;
+        const lbk_signs s = lbk_expand_signs(mine[0]), u = lbk_expand_signs(mine[32]);
+        LBK_UNROLL
+        for (int i = 0; i < NT; i += 4) { // eight products before one adds to the result of another
+            lbk_u32x4 b[4];
             LBK_UNROLL
-            for (int i = 0; i < STEPS; ++i) {
-                next[i] = load_word(chunk + 1, i);
+            for (int j = 0; j < 4; ++j) {
+                b[j] = *(const lbk_u32x4 *) (planes + (8*(i + j) + g)*LBK_LARGE_COLS + 16*t);
+            }
+            LBK_UNROLL
+            for (int j = 0; j < 4; ++j) {
+                lbk_mma(acc[0][i + j], s.a[0][0], s.a[0][1], s.a[0][2], s.a[0][3], b[j].x, b[j].y);
+                lbk_mma(acc[1][i + j], s.a[1][0], s.a[1][1], s.a[1][2], s.a[1][3], b[j].x, b[j].y);
+            }
+            LBK_UNROLL
+            for (int j = 0; j < 4; ++j) {
+                lbk_mma(acc[0][i + j], u.a[0][0], u.a[0][1], u.a[0][2], u.a[0][3], b[j].z, b[j].w);
+                lbk_mma(acc[1][i + j], u.a[1][0], u.a[1][1], u.a[1][2], u.a[1][3], b[j].z, b[j].w);
             }
         }
-        const uint8_t * from = shared + chunk%2*panel;
-        LBK_UNROLL
-        for (int step = 0; step < STEPS; ++step) {
-            const lbk_signs s = lbk_expand_signs(word[step]);
-            LBK_UNROLL
-            for (int i = 0; i < NT; ++i) {
-                const lbk_u32x2 b = *(const lbk_u32x2 *) (from + (8*i + g)*LBK_LARGE_STRIDE + 32*step + 8*t);
-                lbk_mma(acc[0][i], s.a[0][0], s.a[0][1], s.a[0][2], s.a[0][3], b.x, b.y);
-                lbk_mma(acc[1][i], s.a[1][0], s.a[1][1], s.a[1][2], s.a[1][3], b.x, b.y);
-            }
-        }
-        if (more) {
-            lbk_store_panel(incoming, shared + (chunk + 1)%2*panel);
-        }
-        LBK_UNROLL
-        for (int i = 0; i < STEPS; ++i) {
-            word[i] = next[i];
-        }
-        __syncthreads();
     }
-
+    lbk_copies_left<0>();
+    __syncthreads(); // sums go where planes and signs were read
+    uint32_t * sums = (uint32_t *) shared;
     LBK_UNROLL
     for (int i = 0; i < NT; ++i) {
-        const uint32_t column = first + 4*i + t;
-        if (column >= a.n) {
-            continue;
-        }
-        const lbk_column c = a.columns[column];
-        LBK_UNROLL
-        for (int r = 0; r < 4; ++r) {
-            const uint32_t row = block*32 + 4*g + r;
-            if (row < a.rows) {
-                const uint32_t bits = (uint32_t) acc[r/2][i][r%2*2] + 128*(uint32_t) acc[r/2][i][r%2*2 + 1];
-                lbk_finish(a, c.step, c.unshift, lbk_signed_sum(bits, (uint32_t) c.sum), row, column);
-            }
-        }
+        *(lbk_u32x4 *) (sums + (part*LBK_LARGE_N + 4*i + t)*LBK_LARGE_SUMS + 32*own + 4*g) = lbk_rows(acc[0][i], acc[1][i]);
     }
+    __syncthreads();
+    const uint32_t at = threadIdx.x%(LBK_LARGE_BLOCKS*32), row = group*LBK_LARGE_BLOCKS*32 + at;
+    for (uint32_t t = threadIdx.x/(LBK_LARGE_BLOCKS*32); t < LBK_LARGE_N && first + t < a.n && row < a.rows; t += LBK_LARGE_PARTS) {
+        uint32_t bits = 0;
+        LBK_UNROLL
+        for (uint32_t p = 0; p < LBK_LARGE_PARTS; ++p) {
+            bits += sums[(p*LBK_LARGE_N + t)*LBK_LARGE_SUMS + at];
+        }
+        const lbk_column c = a.columns[first + t];
+        lbk_finish(a, c.step, c.unshift, lbk_signed_sum(bits, (uint32_t) c.sum), row, first + t);
+    }
+    __syncthreads(); // the next stage's copies go where these were read
 }
 
-// Many columns: a warp takes a row block and LBK_LARGE_N columns. grid: groups of row blocks x groups of columns
-LBK_KERNEL LBK_BOUNDS(LBK_LARGE_WARPS*32) lbk_large(LBK_PARAM lbk_group group) {
+// Many columns. grid: groups of LBK_LARGE_BLOCKS row blocks x groups of LBK_LARGE_N columns
+LBK_KERNEL LBK_BOUNDS2(LBK_LARGE_THREADS, 2) lbk_large(LBK_PARAM lbk_group group) {
     LBK_SHARED(shared);
     const lbk_place place = lbk_find(group);
-    for (uint32_t i = 0; i < group.chain; ++i) { // a stage ends in a barrier after its last read of shared memory
+    lbk_begin_next();
+    lbk_wait();
+    for (uint32_t i = 0; i < group.chain; ++i) {
         lbk_large_stage(group.stage[place.stage + i], place.block, shared);
     }
 }

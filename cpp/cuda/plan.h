@@ -5,20 +5,26 @@
 
 #include "args.h"
 
-// Columns of signs that one launch can quantize for itself: their two planes stand in shared memory.
-constexpr uint32_t LBK_FUSED_COLS = 8192;
+// Columns of signs that one launch can quantize for itself: they stand in registers and their two planes in shared memory.
+constexpr uint32_t LBK_NARROW_COLS = 4*LBK_NARROW*LBK_ONE_THREADS, LBK_FUSED_COLS = 4*LBK_WIDE*LBK_ONE_THREADS;
+// Blocks of few columns that a GPU runs at the same time, about: as many row blocks share a block as make no more.
+constexpr uint32_t LBK_AT_ONCE = 264;
+constexpr uint32_t LBK_MAX_FOLD = 3;
 // About so many columns of signs has a slice of a wider stage for one column of activations.
 constexpr uint32_t LBK_SLICE = 4096;
-// Columns of activations up to which a block takes one row block, and splits the signs' columns over its warps.
+// Columns of activations up to which the warps of a block split the signs' columns.
 constexpr uint32_t LBK_SMALL_N = 16;
 // Columns of activations of a stage: a grid has at most 65535 blocks in y.
 constexpr uint32_t LBK_MAX_N = 65535*LBK_LARGE_N;
 
-enum lbk_kernel : uint32_t { LBK_QUANTIZE, LBK_FUSED, LBK_SMALL4, LBK_SMALL8, LBK_LARGE, LBK_EXTENT, LBK_SPLIT, LBK_N_KERNELS };
+enum lbk_kernel : uint32_t {
+    LBK_QUANTIZE, LBK_FUSED, LBK_SMALL4, LBK_SMALL8, LBK_LARGE, LBK_EXTENT, LBK_SPLIT, LBK_FUSED_WIDE, LBK_N_KERNELS
+};
 
 // Names of the kernels in a module, in the order of lbk_kernel.
 constexpr const char * LBK_NAMES[LBK_N_KERNELS] = {
     "lbk_quantize", "lbk_fused", "lbk_small4", "lbk_small8", "lbk_large", "lbk_extent", "lbk_split",
+    "lbk_fused_wide",
 };
 
 struct lbk_launch {
@@ -44,8 +50,7 @@ inline size_t lbk_work_bytes(uint32_t rows, uint32_t cols, uint32_t n) {
         return 0;
     }
     if (n == 1) {
-        const size_t blocks = ((size_t) rows + 31)/32, slices = (cols + LBK_SLICE - 1)/LBK_SLICE;
-        return (4*(2*LBK_EXTENTS + blocks + 32*blocks*slices) + 15)/16*16;
+        return (8*(LBK_EXTENTS + (size_t) rows) + 15)/16*16;
     }
     return n*(sizeof(lbk_column) + 2*lbk_plane_bytes(cols));
 }
@@ -59,39 +64,63 @@ inline size_t lbk_group_work_bytes(const lbk_args * stage, uint32_t count) {
     return size;
 }
 
-inline lbk_plan lbk_make_plan(uint32_t rows, uint32_t cols, uint32_t n) {
+inline uint32_t lbk_slices(uint32_t cols) { return cols > LBK_FUSED_COLS ? (cols + LBK_SLICE - 1)/LBK_SLICE : 1; }
+
+// What stages of one launch agree on, if they are for few columns.
+struct lbk_common {
+    uint32_t fold; // of lbk_group
+    bool     wide; // one of them has more than LBK_NARROW_COLS
+};
+
+// of `members` chains of `chain` stages
+inline lbk_common lbk_agree(const lbk_args * stage, uint32_t members, uint32_t chain) {
+    lbk_common c = {};
+    uint64_t blocks = 0;
+    for (uint32_t i = 0; i < members*chain; ++i) {
+        const uint32_t slices = stage[i].n == 1 ? lbk_slices(stage[i].cols) : 1;
+        blocks += i%chain == 0 ? (uint64_t) (stage[i].rows + 31)/32*slices : 0;
+        c.wide = c.wide || stage[i].cols > LBK_NARROW_COLS;
+    }
+    while (c.fold < LBK_MAX_FOLD && blocks >> c.fold > LBK_AT_ONCE) {
+        ++c.fold;
+    }
+    return c;
+}
+
+// The launches of a stage for n > 0 columns, in a launch of what agrees on `common`.
+inline lbk_plan lbk_make_plan(uint32_t rows, uint32_t cols, uint32_t n, lbk_common common) {
     const uint32_t blocks = (rows + 31)/32;
     const uint32_t reduce = LBK_SCRATCH;
     lbk_plan plan = {};
+    const uint32_t folded = (blocks + (1u << common.fold) - 1) >> common.fold, sums = LBK_ONE_WARPS*4*32*4; // of four columns
     if (n == 1 && cols <= LBK_FUSED_COLS) {
         plan.count = 1;
-        plan.launch[0] = { LBK_FUSED, blocks, 1, LBK_SMALL_THREADS,
-                           reduce + LBK_SMALL_WARPS*4*32*4 + 2*(uint32_t) lbk_plane_bytes(cols) };
+        plan.launch[0] = { common.wide ? (uint32_t) LBK_FUSED_WIDE : (uint32_t) LBK_FUSED, folded, 1, LBK_ONE_THREADS,
+                           reduce + sums + 2*(uint32_t) lbk_plane_bytes(cols) };
         return plan;
     }
     plan.count = 2;
     if (n == 1) {
-        const uint32_t slices = (cols + LBK_SLICE - 1)/LBK_SLICE;
-        plan.launch[0] = { LBK_EXTENT, LBK_EXTENTS, 1, LBK_SMALL_THREADS, reduce };
-        plan.launch[1] = { LBK_SPLIT, blocks, slices, LBK_SMALL_THREADS,
-                           reduce + LBK_SMALL_WARPS*4*32*4 + 2*lbk_slice_cols(cols, slices) };
+        const uint32_t slices = lbk_slices(cols);
+        plan.launch[0] = { LBK_EXTENT, LBK_EXTENTS, 1, LBK_EXTENT_THREADS, reduce };
+        plan.launch[1] = { LBK_SPLIT, folded, slices, LBK_ONE_THREADS, reduce + sums + 2*lbk_slice_cols(cols, slices) };
         return plan;
     }
     plan.launch[0] = { LBK_QUANTIZE, n, 1, LBK_QUANTIZE_THREADS, reduce };
     if (n <= LBK_SMALL_N) {
         const uint32_t width = n <= 4 ? 4 : 8;
-        plan.launch[1] = { width == 4 ? (uint32_t) LBK_SMALL4 : (uint32_t) LBK_SMALL8, blocks, (n + width - 1)/width, LBK_SMALL_THREADS,
-                           LBK_SMALL_WARPS*width*32*4 };
+        plan.launch[1] = { width == 4 ? (uint32_t) LBK_SMALL4 : (uint32_t) LBK_SMALL8, folded, (n + width - 1)/width, LBK_ONE_THREADS,
+                           sums*width/4 };
     } else {
-        plan.launch[1] = { LBK_LARGE, (blocks + LBK_LARGE_WARPS - 1)/LBK_LARGE_WARPS, (n + LBK_LARGE_N - 1)/LBK_LARGE_N,
-                           LBK_LARGE_WARPS*32, 2*2*LBK_LARGE_N*LBK_LARGE_STRIDE };
+        plan.launch[1] = { LBK_LARGE, (blocks + LBK_LARGE_BLOCKS - 1)/LBK_LARGE_BLOCKS, (n + LBK_LARGE_N - 1)/LBK_LARGE_N,
+                           LBK_LARGE_THREADS, LBK_LARGE_SHARED };
     }
     return plan;
 }
 
 // The work memory of a stage, lbk_work_bytes of it.
 inline void lbk_place_work(lbk_args & a, void * work) {
-    a.split   = (uint32_t *) work;
+    a.split   = (uint64_t *) work;
     a.columns = (lbk_column *) work;
     a.planes  = (uint8_t *) work + a.n*sizeof(lbk_column);
     a.plane   = (uint32_t) lbk_plane_bytes(a.cols);
@@ -104,11 +133,12 @@ inline lbk_plan lbk_join(const lbk_args * stage, uint32_t members, uint32_t chai
     if (members == 0 || chain == 0 || members > LBK_STAGES/chain) {
         return all;
     }
+    const lbk_common common = lbk_agree(stage, members, chain);
     for (uint32_t i = 0; i < members*chain; ++i) {
-        const lbk_plan plan = lbk_make_plan(stage[i].rows, stage[i].cols, stage[i].n);
+        const lbk_plan plan = lbk_make_plan(stage[i].rows, stage[i].cols, stage[i].n, common);
         if (i == 0) {
             all = plan;
-            // The last block of a row block finishes it, so the next stage of a chain has no block of its own to follow.
+            // The block of the last slice finishes a row, so the next stage of a chain has no block of its own to follow.
             if (chain > 1 && plan.launch[plan.count - 1].kernel == LBK_SPLIT) {
                 all.count = 0;
             }
@@ -137,10 +167,12 @@ inline lbk_plan lbk_join(const lbk_args * stage, uint32_t members, uint32_t chai
 // What launch `k` of lbk_join's plan takes.
 inline lbk_group lbk_make_group(const lbk_args * stage, uint32_t members, uint32_t chain, uint32_t k) {
     lbk_group group = {};
+    const lbk_common common = lbk_agree(stage, members, chain);
+    group.fold = common.fold;
     uint32_t end = 0;
     for (uint32_t i = 0; i < members*chain; ++i) {
         group.stage[i] = stage[i];
-        const lbk_plan plan = lbk_make_plan(stage[i].rows, stage[i].cols, stage[i].n);
+        const lbk_plan plan = lbk_make_plan(stage[i].rows, stage[i].cols, stage[i].n, common);
         const bool last = k + 1 == plan.count;
         group.chain = last ? chain : 1;
         if (!last || i%chain == 0) {

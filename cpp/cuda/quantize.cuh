@@ -6,29 +6,48 @@
 #include "args.h"
 #include "device.cuh"
 
-// the step of a column and its powers of two: Step::of
+// The step of a column: Step::of. For division there are the powers of two that values and step are multiplied by, beside those of the
+// quantization itself, and the inverse of the step.
 struct lbk_step {
-    float shift, step, unshift;
+    float scale, divisor, inverse;
+    float step, unshift;
     bool  usable;
 };
+
+LBK_DEVICE float lbk_power(int e) { return lbk_from_bits((uint32_t) (127 + e) << 23); }
 
 LBK_DEVICE lbk_step lbk_step_of(uint32_t value, uint32_t group) {
     // Magnitudes compare like their bit patterns.
     const uint32_t infinity = 0x7f800000u, tiny = (127u - 90u) << 23;
-    lbk_step s = { 1.0f, lbk_from_bits(0x7fc00000u), 1.0f, false };
+    lbk_step s = { 1.0f, 1.0f, 1.0f, lbk_from_bits(0x7fc00000u), 1.0f, false };
     if (value >= infinity || group >= infinity) {
         return s;
     }
-    if (value < tiny) {
-        s.shift   = lbk_from_bits((127u + 64u) << 23);
-        s.unshift = lbk_from_bits((127u - 64u) << 23);
-    }
-    const uint32_t by_value = lbk_bits(lbk_div(lbk_mul(lbk_from_bits(value), s.shift), 8191.0f));
-    const uint32_t by_group = lbk_bits(lbk_div(lbk_mul(lbk_from_bits(group), s.shift), 16381.0f));
+    const float shift = lbk_power(value < tiny ? 64 : 0);
+    s.unshift = lbk_power(value < tiny ? -64 : 0);
+    const uint32_t by_value = lbk_bits(lbk_div(lbk_mul(lbk_from_bits(value), shift), 8191.0f));
+    const uint32_t by_group = lbk_bits(lbk_div(lbk_mul(lbk_from_bits(group), shift), 16381.0f));
     const uint32_t step = by_value > by_group ? by_value : by_group;
     s.step   = lbk_from_bits(step);
     s.usable = step > 0 && step < infinity;
+    if (s.usable) {
+        // Remainders of lbk_quotient lie up to 2^48 below the step, and must not be subnormal.
+        const float away = lbk_power(step < (127u - 70u) << 23 ? 40 : 0);
+        s.scale   = lbk_mul(shift, away);
+        s.divisor = lbk_mul(s.step, away);
+        s.inverse = lbk_div(1.0f, s.divisor);
+    }
     return s;
+}
+
+// scale*v / step, correctly rounded like lbk_div's wherever it is not far below 1/2, for a fraction of the operations. Scaling is exact.
+// The inverse is correctly rounded, so the first quotient is off by less than two units in the last place, the second by less than one,
+// and the third is the rounded quotient (Markstein, IBM J. Res. Dev. 34, 1990, theorem on correction by an exact remainder).
+LBK_DEVICE float lbk_quotient(float v, const lbk_step & s) {
+    const float a  = lbk_mul(v, s.scale);
+    const float q0 = lbk_mul(a, s.inverse);
+    const float q1 = lbk_fma(lbk_fma(-q0, s.divisor, a), s.inverse, q0);
+    return lbk_fma(lbk_fma(-q1, s.divisor, a), s.inverse, q1);
 }
 
 // pre * x of columns 4i .. 4i+3, zero beyond the end
@@ -60,6 +79,56 @@ LBK_DEVICE void lbk_load4(const float * x, const uint16_t * pre, uint32_t cols, 
     }
 }
 
+// A thread's share of a column: pre * x of V groups of four columns.
+template <int V>
+struct lbk_held {
+    float v[V][4];
+};
+
+// of the groups first, first + blockDim.x, ..., with all loads on their way before the first is used
+template <int V>
+LBK_DEVICE void lbk_hold(const float * x, const uint16_t * pre, uint32_t cols, uint32_t first, lbk_held<V> & held) {
+    if (cols % 4 != 0 || (uintptr_t) x % 16 != 0 || (uintptr_t) pre % 8 != 0) {
+        LBK_UNROLL
+        for (int j = 0; j < V; ++j) {
+            lbk_load4(x, pre, cols, first + j*blockDim.x, held.v[j]);
+        }
+        return;
+    }
+    lbk_f32x4 f[V];
+    LBK_UNROLL
+    for (int j = 0; j < V; ++j) {
+        const uint32_t k = 4*(first + j*blockDim.x);
+        f[j] = { 0, 0, 0, 0 };
+        if (k < cols) {
+            f[j] = *(const lbk_f32x4 *) (x + k);
+        }
+    }
+    if (pre) {
+        lbk_u32x2 h[V];
+        LBK_UNROLL
+        for (int j = 0; j < V; ++j) {
+            const uint32_t k = 4*(first + j*blockDim.x);
+            h[j] = { 0, 0 };
+            if (k < cols) {
+                h[j] = *(const lbk_u32x2 *) (pre + k);
+            }
+        }
+        LBK_UNROLL
+        for (int j = 0; j < V; ++j) {
+            if (4*(first + j*blockDim.x) >= cols) {
+                continue;
+            }
+            f[j].x = lbk_mul(f[j].x, lbk_half((uint16_t) h[j].x)); f[j].y = lbk_mul(f[j].y, lbk_half((uint16_t) (h[j].x >> 16)));
+            f[j].z = lbk_mul(f[j].z, lbk_half((uint16_t) h[j].y)); f[j].w = lbk_mul(f[j].w, lbk_half((uint16_t) (h[j].y >> 16)));
+        }
+    }
+    LBK_UNROLL
+    for (int j = 0; j < V; ++j) {
+        held.v[j][0] = f[j].x; held.v[j][1] = f[j].y; held.v[j][2] = f[j].z; held.v[j][3] = f[j].w;
+    }
+}
+
 LBK_DEVICE uint32_t lbk_max(uint32_t a, uint32_t b) { return a > b ? a : b; }
 
 // Extent: bit patterns of magnitudes, which order like the values, infinity and NaN on top.
@@ -67,22 +136,26 @@ struct lbk_extent_bits {
     uint32_t value, group;
 };
 
+LBK_DEVICE void lbk_widen(lbk_extent_bits & e, const float v[4]) {
+    const uint32_t abs = 0x7fffffffu;
+    uint32_t b[4];
+    LBK_UNROLL
+    for (int j = 0; j < 4; ++j) {
+        b[j] = lbk_bits(v[j]) & abs;
+        e.value = lbk_max(e.value, b[j]);
+    }
+    const float sum = lbk_add(lbk_add(lbk_from_bits(b[0]), lbk_from_bits(b[1])),
+                              lbk_add(lbk_from_bits(b[2]), lbk_from_bits(b[3])));
+    e.group = lbk_max(e.group, lbk_bits(sum) & abs);
+}
+
 // of the groups of four `first`, `first + step`, ...
 LBK_DEVICE lbk_extent_bits lbk_extent_of(const float * x, const uint16_t * pre, uint32_t cols, uint32_t first, uint32_t step) {
-    const uint32_t abs = 0x7fffffffu;
     lbk_extent_bits e = { 0, 0 };
     for (uint32_t i = first; i < (cols + 3)/4; i += step) {
         float v[4];
         lbk_load4(x, pre, cols, i, v);
-        uint32_t b[4];
-        LBK_UNROLL
-        for (int j = 0; j < 4; ++j) {
-            b[j] = lbk_bits(v[j]) & abs;
-            e.value = lbk_max(e.value, b[j]);
-        }
-        const float sum = lbk_add(lbk_add(lbk_from_bits(b[0]), lbk_from_bits(b[1])),
-                                  lbk_add(lbk_from_bits(b[2]), lbk_from_bits(b[3])));
-        e.group = lbk_max(e.group, lbk_bits(sum) & abs);
+        lbk_widen(e, v);
     }
     return e;
 }
@@ -113,34 +186,56 @@ LBK_DEVICE lbk_extent_bits lbk_block_max(lbk_extent_bits e, uint32_t * scratch) 
     return e;
 }
 
-// Quantizes `plane` columns from `from` (a multiple of 4) with all threads of the block into two planes, zeros beyond the
-// last column. Ends in a barrier. Returns the sum of the integers. Uses words 32..47 of scratch.
-LBK_DEVICE uint32_t lbk_quantize_part(const float * x, const uint16_t * pre, uint32_t cols, uint32_t from, uint32_t plane,
-        uint8_t * planes, lbk_step s, uint32_t * scratch) {
-    const uint32_t warps = blockDim.x/32, warp = threadIdx.x/32;
-    uint32_t total = 0;
-    for (uint32_t i = threadIdx.x; i < plane/4; i += blockDim.x) {
-        uint32_t low = 0, high = 0;
-        if (s.usable && from + 4*i < cols) {
-            float v[4];
-            lbk_load4(x, pre, cols, from/4 + i, v);
-            LBK_UNROLL
-            for (int j = 0; j < 4; ++j) {
-                const int q = lbk_round(lbk_div(lbk_mul(v[j], s.shift), s.step));
-                total += (uint32_t) q;
-                low   |= ((uint32_t) q & 127u) << 8*j;
-                high  |= ((uint32_t) (q >> 7) & 255u) << 8*j;
-            }
+// The low and high bytes of four columns.
+struct lbk_bytes {
+    uint32_t low, high;
+};
+
+LBK_DEVICE lbk_bytes lbk_quantize4(const float v[4], const lbk_step & s, uint32_t & total) {
+    lbk_bytes b = { 0, 0 };
+    if (s.usable) {
+        // 1.5*2^23 + x ends in the integer next to x, the even one of two.
+        const float ending = 12582912.0f;
+        uint32_t q[4];
+        LBK_UNROLL
+        for (int j = 0; j < 4; ++j) {
+            q[j] = lbk_bits(lbk_add(lbk_quotient(v[j], s), ending));
         }
-        *(uint32_t *) (planes + 4*i)         = low;
-        *(uint32_t *) (planes + plane + 4*i) = high;
+        total += q[0] + q[1] + q[2] + q[3] - 4*lbk_bits(ending);
+        LBK_UNROLL
+        for (int j = 0; j < 4; ++j) {
+            q[j] += q[j] & ~127u; // bits 7 and up move to 8 and up
+        }
+        const uint32_t two = lbk_bytes_of(q[0], q[1], 0x5140), more = lbk_bytes_of(q[2], q[3], 0x5140);
+        b.low  = lbk_bytes_of(two, more, 0x5410);
+        b.high = lbk_bytes_of(two, more, 0x7632);
     }
+    return b;
+}
+
+// Writes a thread's share into planes that begin at group `from` of the column and have `groups` groups of four.
+template <int V>
+LBK_DEVICE void lbk_put(const lbk_held<V> & held, uint32_t first, uint32_t groups, uint8_t * planes, const lbk_step & s, uint32_t & total) {
+    LBK_UNROLL
+    for (int j = 0; j < V; ++j) {
+        const uint32_t i = first + j*blockDim.x;
+        if (i < groups) {
+            const lbk_bytes b = lbk_quantize4(held.v[j], s, total);
+            *(uint32_t *) (planes + 4*i)            = b.low;
+            *(uint32_t *) (planes + 4*(groups + i)) = b.high;
+        }
+    }
+}
+
+// The sum over the block, in all threads; a barrier. Uses words 32..47 of scratch.
+LBK_DEVICE uint32_t lbk_block_sum(uint32_t total, uint32_t * scratch) {
+    const uint32_t warps = blockDim.x/32;
     LBK_UNROLL
     for (int mask = 16; mask > 0; mask /= 2) {
         total += lbk_shuffle_xor(total, mask);
     }
     if (threadIdx.x % 32 == 0) {
-        scratch[32 + warp] = total;
+        scratch[32 + threadIdx.x/32] = total;
     }
     __syncthreads();
     total = 0;
@@ -150,12 +245,51 @@ LBK_DEVICE uint32_t lbk_quantize_part(const float * x, const uint16_t * pre, uin
     return total;
 }
 
-// a whole column by one block
+// A whole column by one block into two planes of `plane` bytes, zeros beyond the last column. Ends in a barrier. A column of more than
+// 4*V columns a thread takes several rounds, of which the last one's values are kept.
+template <int V>
 LBK_DEVICE lbk_column lbk_quantize_column(const float * x, const uint16_t * pre, uint32_t cols, uint32_t plane,
         uint8_t * planes, uint32_t * scratch) {
-    const lbk_extent_bits e = lbk_block_max(lbk_extent_of(x, pre, cols, threadIdx.x, blockDim.x), scratch);
+    const uint32_t groups = plane/4, each = V*blockDim.x;
+    lbk_held<V> held;
+    lbk_extent_bits e = { 0, 0 };
+    uint32_t at = 0;
+    for (;;) {
+        lbk_hold<V>(x, pre, cols, at + threadIdx.x, held);
+        LBK_UNROLL
+        for (int j = 0; j < V; ++j) {
+            if (at + threadIdx.x + j*blockDim.x < groups) {
+                lbk_widen(e, held.v[j]);
+            }
+        }
+        if (at + each >= groups) {
+            break;
+        }
+        at += each;
+    }
+    e = lbk_block_max(e, scratch);
     const lbk_step s = lbk_step_of(e.value, e.group);
-    const uint32_t total = lbk_quantize_part(x, pre, cols, 0, plane, planes, s, scratch);
-    const lbk_column column = { s.step, s.unshift, (int32_t) total, 0 };
+    uint32_t total = 0;
+    for (;;) {
+        lbk_put<V>(held, at + threadIdx.x, groups, planes, s, total);
+        if (at == 0) {
+            break;
+        }
+        at -= each;
+        lbk_hold<V>(x, pre, cols, at + threadIdx.x, held);
+    }
+    const lbk_column column = { s.step, s.unshift, (int32_t) lbk_block_sum(total, scratch), 0 };
     return column;
+}
+
+// The same with no more values a thread than it takes, V groups of four at most.
+template <int V>
+LBK_DEVICE lbk_column lbk_quantize_fitting(const float * x, const uint16_t * pre, uint32_t cols, uint32_t plane,
+        uint8_t * planes, uint32_t * scratch) {
+    if constexpr (V > 1) {
+        if (plane/4 <= V/2*blockDim.x) {
+            return lbk_quantize_fitting<V/2>(x, pre, cols, plane, planes, scratch);
+        }
+    }
+    return lbk_quantize_column<V>(x, pre, cols, plane, planes, scratch);
 }

@@ -2,19 +2,30 @@
 
 /// Columns of signs that pass through the kernels together; planes of activations are padded to it with zeros.
 const CHUNK: usize = 128;
-/// Columns of signs that one launch can quantize for itself: their two planes stand in shared memory.
-const FUSED_COLS: u32 = 8192;
+const ONE_WARPS: u32 = 16;
+const ONE_THREADS: u32 = ONE_WARPS * 32;
+/// Columns of signs that one launch can quantize for itself with few registers, and with many.
+const NARROW_COLS: u32 = 4 * 2 * ONE_THREADS;
+const FUSED_COLS: u32 = 4 * 8 * ONE_THREADS;
+/// Blocks of few columns that a GPU runs at the same time, about: as many row blocks share a block as make no more.
+const AT_ONCE: u64 = 264;
+const MAX_FOLD: u32 = 3;
 /// About so many columns of signs has a slice of a wider stage for one column of activations.
 const SLICE: u32 = 4096;
-/// Columns of activations up to which a block takes one row block and splits the signs' columns over its warps.
+/// Columns of activations up to which the warps of a block split the signs' columns.
 const SMALL_N: u32 = 16;
 const QUANTIZE_THREADS: u32 = 512;
-const SMALL_WARPS: u32 = 8;
-const LARGE_WARPS: u32 = 4;
+const EXTENT_THREADS: u32 = 256;
 /// Columns of activations of a block of [`Kernel::Large`].
 const LARGE_N: u32 = 32;
-/// Bytes from one plane to the next in its shared memory.
-const LARGE_STRIDE: u32 = 160;
+/// Its row blocks, and the warps of each, which split the signs' columns.
+const LARGE_BLOCKS: u32 = 4;
+const LARGE_PARTS: u32 = 2;
+/// Columns of signs of such a warp at a time, and the times that shared memory has room for.
+const LARGE_COLS: u32 = 64;
+const LARGE_DEPTH: u32 = 4;
+/// Bytes of a time: planes of all columns of activations, and signs of all row blocks, for every part.
+const LARGE_TIME: u32 = LARGE_PARTS * (2 * LARGE_N * LARGE_COLS + LARGE_BLOCKS * LARGE_COLS / 8 * 32);
 /// Bytes of shared memory for reductions over the warps of a block.
 const SCRATCH: u32 = 256;
 /// Blocks that look for the extent of one wide column.
@@ -42,11 +53,13 @@ pub enum Kernel {
     Extent = 5,
     /// One wide column, its signs cut into slices.
     Split = 6,
+    /// One column of more than the narrowest, which every block quantizes for itself.
+    FusedWide = 7,
 }
 
 impl Kernel {
     /// All, in the order of their numbers.
-    pub const ALL: [Kernel; 7] = [
+    pub const ALL: [Kernel; 8] = [
         Kernel::Quantize,
         Kernel::Fused,
         Kernel::Small4,
@@ -54,6 +67,7 @@ impl Kernel {
         Kernel::Large,
         Kernel::Extent,
         Kernel::Split,
+        Kernel::FusedWide,
     ];
 
     /// Name in the module.
@@ -66,6 +80,7 @@ impl Kernel {
             Kernel::Large => "lbk_large",
             Kernel::Extent => "lbk_extent",
             Kernel::Split => "lbk_split",
+            Kernel::FusedWide => "lbk_fused_wide",
         }
     }
 }
@@ -160,8 +175,8 @@ impl Args {
         work_bytes(self.rows, self.cols, self.n)
     }
 
-    fn plan(&self) -> Plan {
-        plan(self.rows, self.cols, self.n)
+    fn plan(&self, common: Common) -> Plan {
+        plan_with(self.rows, self.cols, self.n, common)
     }
 }
 
@@ -174,23 +189,53 @@ pub struct Group {
     pub members: u32,
     /// Stages of a chain.
     pub chain: u32,
+    /// A block takes `1 << fold` row blocks, but for [`Kernel::Large`].
+    pub fold: u32,
+    reserved: u32,
     /// Blocks in x of the members up to and with this one.
     pub end: [u32; STAGES],
     /// Stage `i` of member `m` at `m * chain + i`.
     pub stages: [Args; STAGES],
 }
 
+/// What stages of one launch agree on, if they are for few columns.
+#[derive(Clone, Copy, Debug)]
+struct Common {
+    fold: u32,
+    /// One of them has more than [`NARROW_COLS`].
+    wide: bool,
+}
+
+impl Common {
+    /// Of chains of `chain` stages, each given as rows, columns and columns of activations.
+    fn of(stages: impl Iterator<Item = (u32, u32, u32)> + Clone, chain: usize) -> Self {
+        let slices = |cols, n| if n == 1 { slices(cols) } else { 1 };
+        let blocks: u64 = stages
+            .clone()
+            .step_by(chain)
+            .map(|(rows, cols, n)| u64::from(rows.div_ceil(32)) * u64::from(slices(cols, n)))
+            .sum();
+        let fold = (0..MAX_FOLD).find(|fold| blocks >> fold <= AT_ONCE).unwrap_or(MAX_FOLD);
+        Self { fold, wide: stages.into_iter().any(|(_, cols, _)| cols > NARROW_COLS) }
+    }
+
+    fn of_stages(stages: &[Args], chain: usize) -> Self {
+        Self::of(stages.iter().map(|s| (s.rows, s.cols, s.n)), chain)
+    }
+}
+
 /// The launches that run chains of `chain` stages together; `None` where their own launches differ in more than blocks in x and
 /// shared memory, or there are more than [`STAGES`].
 pub fn join(stages: &[Args], chain: usize) -> Option<Plan> {
-    let mut all = stages.first()?.plan();
+    let common = Common::of_stages(stages, chain);
+    let mut all = stages.first()?.plan(common);
     let last = all.count - 1;
     let waits = chain > 1 && all[last].kernel == Kernel::Split;
     if stages.len() > STAGES || !stages.len().is_multiple_of(chain) || waits {
         return None;
     }
     for (i, stage) in stages.iter().enumerate().skip(1) {
-        let own = stage.plan();
+        let own = stage.plan(common);
         let alike =
             |(a, b): (&Launch, &Launch)| (a.kernel, a.grid_y, a.block) == (b.kernel, b.grid_y, b.block);
         if own.count != all.count || !own.iter().zip(all.iter()).all(alike) {
@@ -209,10 +254,13 @@ pub fn join(stages: &[Args], chain: usize) -> Option<Plan> {
 
 /// What launch `k` of the plan of [`join`] takes. Places behind the last stage hold the first one.
 pub fn group(stages: &[Args], chain: usize, k: usize) -> Group {
-    let mut group = Group { members: 0, chain: 1, end: [0; STAGES], stages: [stages[0]; STAGES] };
+    let common = Common::of_stages(stages, chain);
+    let (end, stage) = ([0; STAGES], stages[0]);
+    let mut group =
+        Group { members: 0, chain: 1, fold: common.fold, reserved: 0, end, stages: [stage; STAGES] };
     let mut end = 0;
     for (i, stage) in stages.iter().enumerate() {
-        let plan = stage.plan();
+        let plan = stage.plan(common);
         if k + 1 == plan.count {
             group.chain = chain as u32;
         }
@@ -240,8 +288,7 @@ pub const fn work_bytes(rows: u32, cols: u32, n: u32) -> usize {
         return 0;
     }
     if n == 1 {
-        let (blocks, slices) = (rows.div_ceil(32) as usize, cols.div_ceil(SLICE) as usize);
-        return (4 * (2 * EXTENTS as usize + blocks + 32 * blocks * slices)).next_multiple_of(16);
+        return (8 * (EXTENTS as usize + rows as usize)).next_multiple_of(16);
     }
     n as usize * (COLUMN_BYTES + 2 * plane_bytes(cols))
 }
@@ -251,36 +298,48 @@ const fn slice_cols(cols: u32, slices: u32) -> u32 {
     cols.div_ceil(CHUNK as u32).div_ceil(slices) * CHUNK as u32
 }
 
+const fn slices(cols: u32) -> u32 {
+    if cols > FUSED_COLS { cols.div_ceil(SLICE) } else { 1 }
+}
+
 /// The launches of a stage for `n > 0` columns.
 pub fn plan(rows: u32, cols: u32, n: u32) -> Plan {
+    plan_with(rows, cols, n, Common::of(std::iter::once((rows, cols, n)), 1))
+}
+
+fn plan_with(rows: u32, cols: u32, n: u32, common: Common) -> Plan {
     let blocks = rows.div_ceil(32);
-    let small = |kernel, width: u32, grid_y, more| Launch {
+    // Those of four columns stand in shared memory.
+    let sums = ONE_WARPS * 4 * 32 * 4;
+    let few = |kernel, grid_y, shared| Launch {
         kernel,
-        grid_x: blocks,
+        grid_x: blocks.div_ceil(1 << common.fold),
         grid_y,
-        block: SMALL_WARPS * 32,
-        shared: SMALL_WARPS * width * 32 * 4 + more,
+        block: ONE_THREADS,
+        shared,
     };
     if n == 1 && cols <= FUSED_COLS {
-        return Plan::one(small(Kernel::Fused, 4, 1, SCRATCH + 2 * plane_bytes(cols) as u32));
+        let kernel = if common.wide { Kernel::FusedWide } else { Kernel::Fused };
+        return Plan::one(few(kernel, 1, SCRATCH + sums + 2 * plane_bytes(cols) as u32));
     }
     if n == 1 {
-        let slices = cols.div_ceil(SLICE);
-        let (block, shared) = (SMALL_WARPS * 32, SCRATCH);
+        let slices = slices(cols);
+        let (block, shared) = (EXTENT_THREADS, SCRATCH);
         let extent = Launch { kernel: Kernel::Extent, grid_x: EXTENTS, grid_y: 1, block, shared };
-        return Plan::two(extent, small(Kernel::Split, 4, slices, SCRATCH + 2 * slice_cols(cols, slices)));
+        let planes = 2 * slice_cols(cols, slices);
+        return Plan::two(extent, few(Kernel::Split, slices, SCRATCH + sums + planes));
     }
     let quantize =
         Launch { kernel: Kernel::Quantize, grid_x: n, grid_y: 1, block: QUANTIZE_THREADS, shared: SCRATCH };
     let product = match n {
-        0..=4 => small(Kernel::Small4, 4, 1, 0),
-        5..=SMALL_N => small(Kernel::Small8, 8, n.div_ceil(8), 0),
+        0..=4 => few(Kernel::Small4, 1, sums),
+        5..=SMALL_N => few(Kernel::Small8, n.div_ceil(8), 2 * sums),
         _ => Launch {
             kernel: Kernel::Large,
-            grid_x: blocks.div_ceil(LARGE_WARPS),
+            grid_x: blocks.div_ceil(LARGE_BLOCKS),
             grid_y: n.div_ceil(LARGE_N),
-            block: LARGE_WARPS * 32,
-            shared: 2 * 2 * LARGE_N * LARGE_STRIDE,
+            block: LARGE_BLOCKS * LARGE_PARTS * 32,
+            shared: LARGE_DEPTH * LARGE_TIME,
         },
     };
     Plan::two(quantize, product)

@@ -50,7 +50,7 @@ fn check_half(host: &Host, half: &Half, random: &mut Random, order: i32) -> usiz
     cuda::join(&stages, half.paths).map_or(0, |plan| plan.len())
 }
 
-/// Members of different rows and ranks, one to three of them, one or two paths, every kernel but those for wide columns.
+/// Members of different rows and ranks, one to three of them, one or two paths, every kernel but those for very wide columns.
 #[test]
 fn halves_share_launches() {
     let host = Host::new();
@@ -76,6 +76,19 @@ fn halves_share_launches() {
     }
 }
 
+/// Together they fold, alone they would not; and one that is wide takes the others along.
+#[test]
+fn halves_agree_on_how_they_fold() {
+    let host = Host::new();
+    let mut random = Random(14);
+    for paths in [1, 2] {
+        let half = Half { shapes: vec![(4100, 64), (4100, 96), (4100, 32)], paths, n: 1, pre: false };
+        assert_eq!(check_half(&host, &half, &mut random, ORDERS[paths]), 1);
+        let half = Half { shapes: vec![(64, 64), (40, 4200)], paths, n: 1, pre: false };
+        assert_eq!(check_half(&host, &half, &mut random, ORDERS[paths]), 1);
+    }
+}
+
 /// Six first halves: three members, two paths, none waits for another.
 #[test]
 fn first_halves_of_all_paths_are_one_launch() {
@@ -94,7 +107,7 @@ fn wide_halves_share_launches() {
     let host = Host::new();
     let mut random = Random(13);
     for order in ORDERS {
-        let half = Half { shapes: vec![(33, 8200), (64, 12000), (1, 8193)], paths: 1, n: 1, pre: true };
+        let half = Half { shapes: vec![(33, 16_400), (64, 20_000), (1, 16_385)], paths: 1, n: 1, pre: true };
         assert_eq!(check_half(&host, &half, &mut random, order), 2);
     }
 }
@@ -113,9 +126,9 @@ fn both_planners_join_alike() {
     let sizes = [
         (32, 64, 1),
         (4096, 1152, 1),
-        (11008, 8192, 1),
-        (64, 8193, 1),
-        (64, 20000, 1),
+        (11008, 4097, 1),
+        (64, 16_385, 1),
+        (64, 24_000, 1),
         (33, 64, 3),
         (95, 64, 12),
     ];
@@ -137,7 +150,8 @@ fn both_planners_join_alike() {
         for k in 0..own.len() {
             let (ours, theirs) =
                 (cuda::group(stages, *chain, k), host.group(stages, *chain as u32, k as u32));
-            assert_eq!((ours.members, ours.chain, ours.end), (theirs.members, theirs.chain, theirs.end));
+            let cut = |g: &cuda::Group| (g.members, g.chain, g.fold, g.end);
+            assert_eq!(cut(&ours), cut(&theirs));
             let text = |g: &cuda::Group| format!("{:?}", &g.stages[..stages.len()]);
             assert_eq!(text(&ours), text(&theirs));
             joined += usize::from(stages.len() > 1);

@@ -144,7 +144,7 @@ fn check(host: &Host, case: &Case, d: &Data, order: i32) {
 fn every_kernel_gives_the_bits_of_the_scalar_kernel() {
     let host = Host::new();
     let mut random = Random(1);
-    let mut seen = [false; 7];
+    let mut seen = [false; 8];
     for (rows, cols) in [(1, 1), (33, 17), (32, 16), (31, 128), (64, 129), (70, 45), (160, 300), (40, 1000)] {
         for n in [1, 2, 4, 5, 8, 9, 16, 17, 33] {
             let bit = |i: usize| (rows + cols + n) >> i & 1 == 1;
@@ -166,29 +166,50 @@ fn every_kernel_gives_the_bits_of_the_scalar_kernel() {
             orders.iter().for_each(|order| check(&host, &case, &d, *order));
         }
     }
-    // The other two are for one wide column, below.
-    assert_eq!(seen, [true, true, true, true, true, false, false]);
+    // The others are for one wide column, below.
+    assert_eq!(seen, [true, true, true, true, true, false, false, false]);
 }
 
-/// One column of activations that is too wide for one launch: slices, some of them empty or odd, in every order of blocks.
+/// One column of activations that is wide, and that is too wide for one launch: slices, some of them empty or odd, in every order of
+/// blocks.
 #[test]
 fn wide_stages_are_cut_into_slices() {
     let host = Host::new();
     let mut random = Random(2);
-    for (rows, cols) in [(33, 8192), (33, 8193), (65, 11008), (1, 12417), (40, 28672)] {
+    for (rows, cols) in [(33, 4096), (33, 4097), (65, 11008), (33, 16384), (33, 16385), (1, 20737), (40, 28672)] {
         let odd = cols % 2 == 1;
         let case = Case { rows, cols, n: 1, pre: true, post: !odd, add: odd, gap: 0, odd };
         let d = data(&case, &mut random, |i, r| if i == 8190 { 50.0 } else { r.normal() });
         let kernels: Vec<_> = cuda::plan(rows as u32, cols as u32, 1).iter().map(|l| l.kernel).collect();
-        let split = [cuda::Kernel::Extent, cuda::Kernel::Split];
-        assert_eq!(kernels, if cols > 8192 { &split[..] } else { &[cuda::Kernel::Fused][..] });
+        let want = match cols {
+            0..=4096 => vec![cuda::Kernel::Fused],
+            4097..=16384 => vec![cuda::Kernel::FusedWide],
+            _ => vec![cuda::Kernel::Extent, cuda::Kernel::Split],
+        };
+        assert_eq!(kernels, want);
         ORDERS.iter().for_each(|order| check(&host, &case, &d, *order));
     }
     for fill in [0.0, f32::NAN] {
         let case =
-            Case { rows: 33, cols: 9000, n: 1, pre: false, post: true, add: false, gap: 0, odd: false };
+            Case { rows: 33, cols: 17000, n: 1, pre: false, post: true, add: false, gap: 0, odd: false };
         let d = data(&case, &mut random, |i, _| if i == 77 { fill } else { 0.0 });
         check(&host, &case, &d, ORDERS[0]);
+    }
+}
+
+/// Two, four and eight row blocks share a block, the last one not full; of slices, too.
+#[test]
+fn row_blocks_share_a_block() {
+    let host = Host::new();
+    let mut random = Random(4);
+    for (rows, cols, fold) in
+        [(8448, 33, 0), (8449, 33, 1), (17_000, 100, 2), (50_001, 40, 3), (1720, 16_400, 1), (7001, 16_400, 3)]
+    {
+        let case = Case { rows, cols, n: 1, pre: true, post: true, add: true, gap: 0, odd: false };
+        let d = data(&case, &mut random, |_, r| r.normal());
+        let plan = cuda::plan(rows as u32, cols as u32, 1);
+        assert_eq!(plan.last().unwrap().grid_x as usize, rows.div_ceil(32 << fold));
+        check(&host, &case, &d, ORDERS[rows % 3]);
     }
 }
 
@@ -229,7 +250,7 @@ fn extreme_activations_give_the_bits_of_the_scalar_kernel() {
 fn both_planners_agree() {
     let host = Host::new();
     for rows in [1, 32, 33, 127, 128, 129, 4096, 28672, 128_256] {
-        for cols in [1, 128, 129, 576, 4096, 8191, 8192, 8193, 28672, 1 << 18] {
+        for cols in [1, 128, 129, 576, 4096, 4097, 8192, 16384, 16385, 28672, 1 << 18] {
             for n in [1, 2, 4, 5, 8, 9, 15, 16, 17, 31, 32, 33, 512, 4096] {
                 assert_eq!(
                     cuda::plan(rows, cols, n)[..],

@@ -13,14 +13,18 @@ void call(const void * args) {
 
 constexpr lbe::body BODIES[LBK_N_KERNELS] = {
     call<lbk_quantize>, call<lbk_fused>, call<lbk_small4>, call<lbk_small8>, call<lbk_large>,
-    call<lbk_extent>, call<lbk_split>,
+    call<lbk_extent>, call<lbk_split>, call<lbk_fused_wide>,
 };
 
 } // namespace
 
 extern "C" {
 
-lbk_plan lbe_plan(uint32_t rows, uint32_t cols, uint32_t n) { return lbk_make_plan(rows, cols, n); }
+lbk_plan lbe_plan(uint32_t rows, uint32_t cols, uint32_t n) {
+    lbk_args a = {};
+    a.rows = rows; a.cols = cols; a.n = n;
+    return lbk_make_plan(rows, cols, n, lbk_agree(&a, 1, 1));
+}
 
 size_t lbe_work_bytes(uint32_t rows, uint32_t cols, uint32_t n) { return lbk_work_bytes(rows, cols, n); }
 

@@ -66,6 +66,7 @@ constexpr kernel KERNELS[] = {
     { "lbk_large", false, false, nullptr, lbk_large },
     { "lbk_extent", false, false, nullptr, lbk_extent },
     { "lbk_split", false, false, nullptr, lbk_split },
+    { "lbk_fused_wide", false, false, nullptr, lbk_fused_wide },
 };
 
 struct allocation {
@@ -170,7 +171,7 @@ void spoil(const call & c) {
     if (name == "lbk_quantize") {
         c.group.stage[0].columns[0].step *= 1.5f;
     } else if (name == "lbk_extent") {
-        c.group.stage[0].split[0] += 2 << 23; // four times as large
+        c.group.stage[0].split[0] += 2 << 23; // the value, four times as large
     } else if (!c.k->factor) {
         c.group.stage[0].y[0] += 1.0f + std::fabs(c.group.stage[0].y[0]);
     } else if (name == "lbf_row_dots") {

@@ -51,6 +51,7 @@ pages map_pages(size_t size);
 
 #define LBK_KERNEL        static void
 #define LBK_BOUNDS(n)
+#define LBK_BOUNDS2(n, m)
 #define LBK_PARAM         const
 #define LBK_DEVICE        static inline
 #define LBK_SHARED(name)  uint8_t * const name = lbe::shared_memory()
@@ -60,15 +61,42 @@ pages map_pages(size_t size);
 LBK_DEVICE float lbk_mul(float a, float b) { return a*b; }
 LBK_DEVICE float lbk_add(float a, float b) { return a + b; }
 LBK_DEVICE float lbk_div(float a, float b) { return a/b; }
-LBK_DEVICE int   lbk_round(float a)        { return (int) __builtin_rintf(a); }
+LBK_DEVICE float lbk_fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+LBK_DEVICE uint32_t lbk_bytes_of(uint32_t a, uint32_t b, uint32_t select) {
+    const uint64_t both = (uint64_t) b << 32 | a;
+    uint32_t r = 0;
+    for (int i = 0; i < 4; ++i) {
+        r |= (uint32_t) (both >> 8*(select >> 4*i & 7) & 255) << 8*i;
+    }
+    return r;
+}
 LBK_DEVICE float lbk_float(int a)          { return (float) a; }
 LBK_DEVICE uint32_t lbk_bits(float a)      { uint32_t b; __builtin_memcpy(&b, &a, 4); return b; }
 LBK_DEVICE float lbk_from_bits(uint32_t a) { float b; __builtin_memcpy(&b, &a, 4); return b; }
 LBK_DEVICE float lbk_half(uint16_t h)      { return lbe::half(h); }
-LBK_DEVICE void     lbk_fence()                        {}
-LBK_DEVICE uint32_t lbk_ticket(uint32_t * counter)     { return (*counter)++; }
-LBK_DEVICE uint32_t lbk_load_fresh(const uint32_t * p) { return *p; }
+LBK_DEVICE uint64_t lbk_fetch_add(uint64_t * p, uint64_t v) {
+    const uint64_t before = *p;
+    *p = before + v;
+    return before;
+}
 LBK_DEVICE uint32_t lbk_shuffle_xor(uint32_t v, int mask) { return lbe::shuffle_xor(v, mask); }
+
+// Launches do not overlap here, and copies are made at once.
+LBK_DEVICE void lbk_begin_next() {}
+LBK_DEVICE void lbk_wait() {}
+LBK_DEVICE void lbk_copies_end() {}
+template <int N> LBK_DEVICE void lbk_copies_left() {}
+
+template <size_t N>
+LBK_DEVICE void lbk_copy(void * to, const void * from, bool present) {
+    if (present) {
+        __builtin_memcpy(__builtin_assume_aligned(to, N), __builtin_assume_aligned(from, N), N);
+    } else {
+        __builtin_memset(to, 0, N);
+    }
+}
+LBK_DEVICE void lbk_copy16(void * to, const void * from, bool present) { lbk_copy<16>(to, from, present); }
+LBK_DEVICE void lbk_copy4(void * to, const void * from, bool present)  { lbk_copy<4>(to, from, present); }
 
 LBK_DEVICE void lbk_mma(int d[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
     const uint32_t a[4] = { a0, a1, a2, a3 }, b[2] = { b0, b1 };
