@@ -229,7 +229,8 @@ static int check_all() {
     }
     int stages = 0, bad = 0;
     for (auto [rows, cols] : { std::pair<uint32_t, uint32_t>{ 1, 1 }, { 33, 17 }, { 70, 45 }, { 160, 300 }, { 576, 160 },
-            { 576, 1536 }, { 1152, 4096 }, { 320, 8192 }, { 320, 8193 }, { 640, 28672 } }) {
+            { 576, 1536 }, { 1152, 4096 }, { 320, 8192 }, { 320, 8193 }, { 640, 28672 },
+            { 4300, 96 }, { 8500, 64 }, { 18000, 48 }, { 34000, 33 }, { 9000, 4200 } }) { // row blocks that share a block
         for (uint32_t n : { 1, 2, 4, 5, 8, 15, 16, 17, 32, 33, 70 }) {
             const bool odd = (rows + n)%2;
             bad += !check_stage(cuda, rows, cols, n, odd, !odd, n%3);
@@ -242,7 +243,8 @@ static int check_all() {
             bad_groups += !check_group(cuda, { { 576, 160 }, { 192, 64 }, { 33, 32 } }, paths, n);
             bad_groups += !check_group(cuda, { { 1536, 320 }, { 1500, 96 } }, paths, n);
             bad_groups += !check_group(cuda, { { 320, 11008 }, { 64, 9000 } }, paths, n);
-            groups += 3;
+            bad_groups += !check_group(cuda, { { 11008, 320 }, { 4100, 4200 } }, paths, n);
+            groups += 4;
         }
     }
     lb_cuda_free(cuda);

@@ -8,26 +8,23 @@
 // Columns of signs that pass through the kernels together; planes of activations are padded to it with zeros.
 constexpr uint32_t LBK_CHUNK = 128;
 
-constexpr uint32_t LBK_QUANTIZE_THREADS = 512;
 constexpr uint32_t LBK_EXTENT_THREADS = 256;
-constexpr uint32_t LBK_ONE_WARPS     = 16; // of the kernels that split the columns of signs over all warps
+constexpr uint32_t LBK_ONE_WARPS     = 16; // of the kernels that quantize, or split the columns of signs over all warps
 constexpr uint32_t LBK_ONE_THREADS   = LBK_ONE_WARPS*32;
 constexpr uint32_t LBK_LARGE_N       = 32; // columns of activations of a block of lbk_large
 constexpr uint32_t LBK_LARGE_BLOCKS  = 4;  // its row blocks, one of each for
 constexpr uint32_t LBK_LARGE_PARTS   = 2;  // warps, which split the columns of signs
 constexpr uint32_t LBK_LARGE_THREADS = LBK_LARGE_BLOCKS*LBK_LARGE_PARTS*32;
-constexpr uint32_t LBK_LARGE_COLS    = 64; // columns of signs of a part at a time
-constexpr uint32_t LBK_LARGE_DEPTH   = 4;  // times of which the data are in shared memory or on their way there
+constexpr uint32_t LBK_LARGE_DEPTH   = 2;  // times, a chunk for every part each, in shared memory or on their way there
 // bytes of shared memory of one time: for every part the planes of all columns of activations, and the signs of its warps
-constexpr uint32_t LBK_LARGE_PLANES  = 2*LBK_LARGE_N*LBK_LARGE_COLS;
-constexpr uint32_t LBK_LARGE_SIGNS   = LBK_LARGE_COLS/8*32; // of a warp
+constexpr uint32_t LBK_LARGE_PLANES  = 2*LBK_LARGE_N*LBK_CHUNK;
+constexpr uint32_t LBK_LARGE_SIGNS   = LBK_CHUNK/8*32; // of a warp
 constexpr uint32_t LBK_LARGE_TIME    = LBK_LARGE_PARTS*(LBK_LARGE_PLANES + LBK_LARGE_BLOCKS*LBK_LARGE_SIGNS);
 constexpr uint32_t LBK_LARGE_SUMS    = LBK_LARGE_BLOCKS*32 + 8; // words from one column of sums to the next: no bank conflicts
 constexpr uint32_t LBK_LARGE_SHARED  = LBK_LARGE_DEPTH*LBK_LARGE_TIME; // the sums have room in it, too
 static_assert(LBK_LARGE_PARTS*LBK_LARGE_N*LBK_LARGE_SUMS*4 <= LBK_LARGE_SHARED, "sums take the place of planes and signs");
-static_assert(LBK_CHUNK % (LBK_LARGE_PARTS*LBK_LARGE_COLS) == 0, "all parts have as many times");
-// groups of four columns that a thread keeps while it quantizes: of lbk_fused and lbk_split, of others
-constexpr uint32_t LBK_NARROW = 2, LBK_WIDE = 8;
+// groups of four columns that a thread keeps while it quantizes: of lbk_fused and lbk_split, of lbk_fused_wide, of lbk_quantize
+constexpr uint32_t LBK_NARROW = 2, LBK_WIDE = 4, LBK_MANY = 8;
 constexpr uint32_t LBK_SCRATCH       = 256; // bytes for reductions over the warps of a block
 constexpr uint32_t LBK_EXTENTS       = 32;  // blocks that look for the extent of one wide column
 

@@ -73,6 +73,23 @@ LBK_DEVICE uint64_t lbk_fetch_add(uint64_t * p, uint64_t v) {
 
 LBK_DEVICE uint32_t lbk_shuffle_xor(uint32_t v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
 
+// Of a warp, in all its lanes.
+LBK_DEVICE uint32_t lbk_warp_largest(uint32_t v) {
+#if __CUDA_ARCH__ >= 800
+    return __reduce_max_sync(0xffffffffu, v);
+#else
+    return v;
+#endif
+}
+
+LBK_DEVICE uint32_t lbk_warp_sum(uint32_t v) {
+#if __CUDA_ARCH__ >= 800
+    return __reduce_add_sync(0xffffffffu, v);
+#else
+    return v;
+#endif
+}
+
 // Kernels that are launched to overlap (launch.cu): what the next one does before its lbk_wait may begin; and what follows sees all
 // that the launches before have written. Every thread waits before it reads or writes what another launch uses.
 LBK_DEVICE void lbk_begin_next() {

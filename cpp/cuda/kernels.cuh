@@ -8,11 +8,11 @@
 //
 // All sums stay below 2^31 for at most 2^18 columns (src/kernel/stage.rs); intermediate values may wrap, hence uint32_t.
 //
-// Operands of mma.m16n8k32, for lane = 4*g + t: A holds signs, rows g and g+8, and the lane's eight k are the eight
-// columns of byte column t of 32 columns. The lane loads one word: that byte column of rows 4g .. 4g+3. Which row of the
-// tile stands in which row of A does not matter, so rows 4g, 4g+1 become rows g, g+8 of a first product and rows 4g+2,
-// 4g+3 those of a second. B holds planes of activations: column 2j is the low plane of activation column j, 2j+1 the high
-// one, so that both sums of a row and a column end in one lane.
+// Operands of mma.m16n8k32, for lane = 4*g + t, of a chunk of 128 columns of signs. A holds signs; B holds planes of activations: column
+// 2j is the low plane of activation column j, 2j+1 the high one, so that both sums of a row and a column end in one lane. A lane loads four
+// words of signs: byte columns 4t .. 4t+3 of rows 4g .. 4g+3. Which row of the tile stands in which row of A does not matter, so rows 4g,
+// 4g+1 become rows g, g+8 of a first product and rows 4g+2, 4g+3 those of a second. Nor does it matter which columns meet: the four k of a
+// register are one bit of the lane's four byte columns, which a shift and a mask give, and planes are stored in that order (quantize.cuh).
 
 #pragma once
 
@@ -34,14 +34,14 @@ LBK_DEVICE lbk_place lbk_find(const lbk_group & g) {
 }
 
 // grid: a block for each column; every stage is a member
-LBK_KERNEL LBK_BOUNDS(LBK_QUANTIZE_THREADS) lbk_quantize(LBK_PARAM lbk_group group) {
+LBK_KERNEL LBK_BOUNDS(LBK_ONE_THREADS) lbk_quantize(LBK_PARAM lbk_group group) {
     LBK_SHARED(shared);
     const lbk_place place = lbk_find(group);
     const lbk_args & a = group.stage[place.stage];
     const uint32_t t = place.block;
     lbk_begin_next();
     lbk_wait();
-    const lbk_column column = lbk_quantize_fitting<LBK_WIDE>(a.x + t*a.x_stride, a.pre, a.cols, a.plane,
+    const lbk_column column = lbk_quantize_fitting<LBK_MANY>(a.x + t*a.x_stride, a.pre, a.cols, a.plane,
             a.planes + (size_t) t*2*a.plane, (uint32_t *) shared);
     if (threadIdx.x == 0) {
         a.columns[t] = column;
@@ -52,27 +52,25 @@ LBK_KERNEL LBK_BOUNDS(LBK_QUANTIZE_THREADS) lbk_quantize(LBK_PARAM lbk_group gro
 // signs
 //
 
-// bits 0..3 of a word as bytes 0 or 1
-LBK_DEVICE uint32_t lbk_expand(uint32_t nibble) {
-    return (nibble*0x00204081u) & 0x01010101u;
-}
-
-// The two A operands of a lane's word: eight columns of four rows.
+// A lane's four words of a chunk, and after lbk_turn its bytes of rows 4g .. 4g+3.
 struct lbk_signs {
-    uint32_t a[2][4];
+    uint32_t w[4];
 };
 
-LBK_DEVICE lbk_signs lbk_expand_signs(uint32_t word) {
-    lbk_signs s;
-    LBK_UNROLL
-    for (int m = 0; m < 2; ++m) {
-        const uint32_t rows = word >> 16*m;
-        s.a[m][0] = lbk_expand(rows & 15);       // row g,   k 0..3
-        s.a[m][1] = lbk_expand(rows >> 8 & 15);  // row g+8, k 0..3
-        s.a[m][2] = lbk_expand(rows >> 4 & 15);  // row g,   k 4..7
-        s.a[m][3] = lbk_expand(rows >> 12 & 15); // row g+8, k 4..7
-    }
-    return s;
+// four bytes of four rows each into the bytes of each row
+LBK_DEVICE lbk_signs lbk_turn(const lbk_signs & s) {
+    const uint32_t a = lbk_bytes_of(s.w[0], s.w[1], 0x5140), b = lbk_bytes_of(s.w[2], s.w[3], 0x5140);
+    const uint32_t c = lbk_bytes_of(s.w[0], s.w[1], 0x7362), d = lbk_bytes_of(s.w[2], s.w[3], 0x7362);
+    return { { lbk_bytes_of(a, b, 0x5410), lbk_bytes_of(a, b, 0x7632), lbk_bytes_of(c, d, 0x5410), lbk_bytes_of(c, d, 0x7632) } };
+}
+
+// bit `i` of every byte, as bytes 0 or 1
+LBK_DEVICE uint32_t lbk_bit(uint32_t bytes, int i) { return bytes >> i & 0x01010101u; }
+
+// Both products of bits i and i + 1 of turned signs by b.
+LBK_DEVICE void lbk_multiply_bits(int first[4], int second[4], const lbk_signs & s, int i, uint32_t b0, uint32_t b1) {
+    lbk_mma(first,  lbk_bit(s.w[0], i), lbk_bit(s.w[1], i), lbk_bit(s.w[0], i + 1), lbk_bit(s.w[1], i + 1), b0, b1);
+    lbk_mma(second, lbk_bit(s.w[2], i), lbk_bit(s.w[3], i), lbk_bit(s.w[2], i + 1), lbk_bit(s.w[3], i + 1), b0, b1);
 }
 
 // The sums of a lane's rows 4g .. 4g+3 and of column t from the accumulators of both products.
@@ -111,42 +109,46 @@ LBK_DEVICE const uint32_t * lbk_words(const lbk_args & a, uint32_t block) {
 // few columns: a block takes some row blocks, and its warps split the columns of signs
 //
 
-// The steps, of 32 columns each, that a warp has loaded before it can use them.
-constexpr uint32_t LBK_AHEAD = 8;
+// The chunks that a warp has loaded before it can use them.
+constexpr uint32_t LBK_AHEAD = 2;
 
 struct lbk_ahead {
-    uint32_t word[LBK_AHEAD];
+    lbk_signs chunk[LBK_AHEAD];
 };
 
-// What a warp of a block takes of row block `block`, whose words are `words`: `run` steps from `first`, and as many from every `stride`-th
-// after it. `bytes` are the byte columns of the product; 0 beyond the last row block.
+// What a warp of a block takes of row block `block`, whose words are `words`: every `parts`-th chunk from `part`. `bytes` are the byte
+// columns of the product; 0 beyond the last row block.
 struct lbk_share {
     const uint32_t * words;
-    uint32_t bytes, block, first, run, stride;
+    uint32_t bytes, block, part, parts;
 };
 
 // from: the first byte column of the product
 LBK_DEVICE lbk_share lbk_share_of(const lbk_args & a, uint32_t block, uint32_t fold, uint32_t from, uint32_t bytes) {
     const uint32_t warp = threadIdx.x/32, parts = LBK_ONE_WARPS >> fold;
-    const uint32_t each = (bytes + 4*parts - 1)/(4*parts); // parts is a power of two
     lbk_share s;
-    s.run    = each < LBK_AHEAD ? each : LBK_AHEAD;
-    s.first  = (warp & (parts - 1))*s.run;
-    s.stride = parts*s.run;
+    s.parts = parts;
+    s.part  = warp & (parts - 1);
     s.block = (block << fold) + (warp >> (4 - fold));
     s.words = lbk_words(a, s.block) + (size_t) from*8;
     s.bytes = s.block < (a.rows + 31)/32 ? bytes : 0;
     return s;
 }
 
-// the run of steps from `first`
+// chunks `first`, `first + parts`, ...
 LBK_DEVICE lbk_ahead lbk_load_ahead(const lbk_share & s, uint32_t first) {
     const uint32_t lane = threadIdx.x%32;
     lbk_ahead a;
     LBK_UNROLL
     for (uint32_t i = 0; i < LBK_AHEAD; ++i) {
-        const uint32_t byte = 4*(first + i) + lane%4;
-        a.word[i] = i < s.run && byte < s.bytes ? s.words[(size_t) byte*8 + lane/4] : 0;
+        const uint32_t byte = LBK_CHUNK/8*(first + i*s.parts) + 4*(lane%4);
+        const uint32_t * from = s.words + (size_t) byte*8 + lane/4;
+        LBK_UNROLL
+        for (uint32_t c = 0; c < 4; c += 2) { // byte columns are an even number
+            const bool there = byte + c < s.bytes;
+            a.chunk[i].w[c]     = there ? from[8*c] : 0;
+            a.chunk[i].w[c + 1] = there ? from[8*c + 8] : 0;
+        }
     }
     return a;
 }
@@ -157,25 +159,30 @@ template <int NT>
 LBK_DEVICE void lbk_multiply(const lbk_share & s, lbk_ahead now, const uint8_t * planes, uint32_t plane, uint32_t n, uint32_t * partial) {
     const uint32_t warp = threadIdx.x/32, lane = threadIdx.x%32, g = lane/4, t = lane%4;
     int acc[2][NT][4] = {};
-    for (uint32_t first = s.first; 4*first < s.bytes; first += s.stride) {
-        const lbk_ahead next = lbk_load_ahead(s, first + s.stride);
+    for (uint32_t first = s.part; LBK_CHUNK/8*first < s.bytes; first += LBK_AHEAD*s.parts) {
+        if (first != s.part) {
+            now = lbk_load_ahead(s, first);
+        }
         LBK_UNROLL
         for (uint32_t j = 0; j < LBK_AHEAD; ++j) {
-            const uint32_t step = first + j;
-            if (j < s.run && 4*step < s.bytes) { // padded columns of the planes are zero
-                const lbk_signs a = lbk_expand_signs(now.word[j]);
+            const uint32_t chunk = first + j*s.parts;
+            if (LBK_CHUNK/8*chunk < s.bytes) { // padded columns of the planes are zero
+                const lbk_signs a = lbk_turn(now.chunk[j]);
                 LBK_UNROLL
                 for (int i = 0; i < NT; ++i) {
-                    lbk_u32x2 b = { 0, 0 };
-                    if (4*i + g/2 < n) {
-                        b = *(const lbk_u32x2 *) (planes + (size_t) (8*i + g)*plane + 8*(4*step + t));
+                    const uint8_t * from = planes + (size_t) (8*i + g)*plane + LBK_CHUNK*chunk + 32*t;
+                    LBK_UNROLL
+                    for (int half = 0; half < 2; ++half) {
+                        lbk_u32x4 b = { 0, 0, 0, 0 };
+                        if (4*i + g/2 < n) {
+                            b = *(const lbk_u32x4 *) (from + 16*half);
+                        }
+                        lbk_multiply_bits(acc[0][i], acc[1][i], a, 4*half, b.x, b.y);
+                        lbk_multiply_bits(acc[0][i], acc[1][i], a, 4*half + 2, b.z, b.w);
                     }
-                    lbk_mma(acc[0][i], a.a[0][0], a.a[0][1], a.a[0][2], a.a[0][3], b.x, b.y);
-                    lbk_mma(acc[1][i], a.a[1][0], a.a[1][1], a.a[1][2], a.a[1][3], b.x, b.y);
                 }
             }
         }
-        now = next;
     }
     LBK_UNROLL
     for (int i = 0; i < NT; ++i) {
@@ -207,7 +214,7 @@ LBK_DEVICE void lbk_small(const lbk_group & group, uint8_t * shared) {
     for (uint32_t i = 0; i < group.chain; ++i) {
         const lbk_args & a = group.stage[place.stage + i];
         const lbk_share share = lbk_share_of(a, place.block, group.fold, 0, lbk_byte_cols(a));
-        const lbk_ahead ahead = lbk_load_ahead(share, share.first); // signs are nobody's result
+        const lbk_ahead ahead = lbk_load_ahead(share, share.part); // signs are nobody's result
         if (i == 0) {
             lbk_wait();
         } else {
@@ -251,7 +258,7 @@ LBK_DEVICE void lbk_fused_stages(const lbk_group & group, uint8_t * shared) {
     for (uint32_t i = 0; i < group.chain; ++i) {
         const lbk_args & a = group.stage[place.stage + i];
         const lbk_share share = lbk_share_of(a, place.block, group.fold, 0, lbk_byte_cols(a));
-        const lbk_ahead ahead = lbk_load_ahead(share, share.first); // signs are nobody's result
+        const lbk_ahead ahead = lbk_load_ahead(share, share.part); // signs are nobody's result
         if (i == 0) {
             lbk_wait();
         }
@@ -268,7 +275,7 @@ LBK_DEVICE void lbk_fused_stages(const lbk_group & group, uint8_t * shared) {
 }
 
 // grid: a block for every 1 << fold row blocks
-LBK_KERNEL LBK_BOUNDS2(LBK_ONE_THREADS, 2) lbk_fused(LBK_PARAM lbk_group group) {
+LBK_KERNEL LBK_BOUNDS(LBK_ONE_THREADS) lbk_fused(LBK_PARAM lbk_group group) {
     LBK_SHARED(shared);
     lbk_fused_stages<LBK_NARROW>(group, shared);
 }
@@ -311,7 +318,7 @@ LBK_KERNEL LBK_BOUNDS2(LBK_ONE_THREADS, 2) lbk_split(LBK_PARAM lbk_group group) 
 
     lbk_begin_next();
     const lbk_share share = lbk_share_of(a, place.block, group.fold, byte, bytes);
-    const lbk_ahead ahead = lbk_load_ahead(share, share.first);
+    const lbk_ahead ahead = lbk_load_ahead(share, share.part);
     lbk_wait();
     // every warp has one extent a lane
     const uint64_t extent = a.split[threadIdx.x%32];
@@ -338,43 +345,42 @@ LBK_KERNEL LBK_BOUNDS2(LBK_ONE_THREADS, 2) lbk_split(LBK_PARAM lbk_group group) 
 // many columns
 //
 
-// One stage of lbk_large, for LBK_LARGE_BLOCKS row blocks. At a time every part multiplies LBK_LARGE_COLS columns of signs, while those
-// of the next times are on their way to shared memory: for every part the planes of LBK_LARGE_N columns of activations, then its warps'
-// words as their lanes use them.
-//
-// Which columns of signs meet in a step is free. Lane t takes byte columns 2t and 2t+1 of eight, so that two steps' bytes of a plane lie
-// together.
+// One stage of lbk_large, for LBK_LARGE_BLOCKS row blocks. At a time every part multiplies a chunk of columns of signs, while those of the
+// next times are on their way to shared memory: for every part the planes of LBK_LARGE_N columns of activations, then its warps' words as
+// their lanes use them. In planes of odd number pieces of 16 bytes have changed places with their neighbours, so that the lanes of two
+// planes meet in no bank.
 LBK_DEVICE void lbk_large_stage(const lbk_args & a, uint32_t group, uint8_t * shared) {
-    constexpr int NT = LBK_LARGE_N/4, PIECES = LBK_LARGE_COLS/16; // pieces of 16 bytes of a plane
-    static_assert(LBK_LARGE_COLS == 64, "two steps");
+    constexpr int NT = LBK_LARGE_N/4;
+    constexpr uint32_t bytes = LBK_CHUNK/8; // columns of them
     const uint32_t warp = threadIdx.x/32, lane = threadIdx.x%32, g = lane/4, t = lane%4;
-    const uint32_t own = warp%LBK_LARGE_BLOCKS, part = warp/LBK_LARGE_BLOCKS;
-    const uint32_t block = group*LBK_LARGE_BLOCKS + own, first = blockIdx.y*LBK_LARGE_N;
+    const uint32_t own = warp%LBK_LARGE_BLOCKS, part = warp/LBK_LARGE_BLOCKS, first = blockIdx.y*LBK_LARGE_N;
+    const uint32_t block = group*LBK_LARGE_BLOCKS + own;
     // A warp beyond the last row block helps to carry planes and multiplies zeros.
     const uint32_t present = block < (a.rows + 31)/32 ? lbk_byte_cols(a) : 0;
-    constexpr uint32_t bytes = LBK_LARGE_COLS/8; // columns of them
-    const uint32_t * word = lbk_words(a, present ? block : 0) + (size_t) 8*(bytes*part + 2*t) + g;
-    const uint32_t times = a.plane/(LBK_LARGE_PARTS*LBK_LARGE_COLS);
+    const uint32_t * word = lbk_words(a, present ? block : 0) + (size_t) 8*(bytes*part + 4*t) + g;
+    const uint32_t chunks = a.plane/LBK_CHUNK, times = (chunks + LBK_LARGE_PARTS - 1)/LBK_LARGE_PARTS;
 
-    // A thread copies the same piece of every part.
-    static_assert(2*LBK_LARGE_N*PIECES == LBK_LARGE_THREADS, "a piece of a plane for each thread");
-    const uint32_t plane = threadIdx.x/PIECES;
-    const bool filled = first + plane/2 < a.n;
-    const uint8_t * piece = a.planes + (filled ? ((size_t) first*2 + plane)*a.plane + 16*(threadIdx.x%PIECES) : 0);
+    // A thread copies two pieces of a plane for every part.
+    static_assert(2*LBK_LARGE_N*LBK_CHUNK == 2*16*LBK_LARGE_THREADS && LBK_CHUNK == 128, "two pieces for each thread");
+    const uint32_t plane = threadIdx.x/4, piece = threadIdx.x%4;
+    const uint32_t filled = first + plane/2 < a.n ? chunks : 0;
+    const uint8_t * source = a.planes + ((size_t) first*2 + plane)*a.plane + 16*piece;
+    uint8_t * const target = shared + LBK_CHUNK*plane + 16*(piece ^ plane%2);
     auto copy = [&](uint32_t time) {
-        uint8_t * to = shared + time%LBK_LARGE_DEPTH*LBK_LARGE_TIME;
+        const uint32_t slot = time%LBK_LARGE_DEPTH*LBK_LARGE_TIME;
         LBK_UNROLL
         for (uint32_t p = 0; p < LBK_LARGE_PARTS; ++p) {
-            const bool there = filled && time < times;
-            const uint32_t from = there ? (time*LBK_LARGE_PARTS + p)*LBK_LARGE_COLS : 0;
-            lbk_copy16(to + p*LBK_LARGE_PLANES + 16*threadIdx.x, piece + from, there);
+            const uint32_t chunk = time*LBK_LARGE_PARTS + p;
+            const uint8_t * from = source + chunk*LBK_CHUNK;
+            lbk_copy16(target + slot + p*LBK_LARGE_PLANES, from, chunk < filled);
+            lbk_copy16(target + slot + p*LBK_LARGE_PLANES + 64, from + 64, chunk < filled);
         }
-        uint32_t * mine = (uint32_t *) (to + LBK_LARGE_PARTS*LBK_LARGE_PLANES + warp*LBK_LARGE_SIGNS) + lane;
+        uint32_t * mine = (uint32_t *) (shared + slot + LBK_LARGE_PARTS*LBK_LARGE_PLANES + warp*LBK_LARGE_SIGNS) + lane;
+        const uint32_t before = time*LBK_LARGE_PARTS*bytes, byte = before + bytes*part + 4*t;
+        const uint32_t * from = word + 8*before;
         LBK_UNROLL
-        for (uint32_t i = 0; i < 2; ++i) {
-            const uint32_t before = time*LBK_LARGE_PARTS*bytes;
-            const bool there = before + bytes*part + 2*t + i < present;
-            lbk_copy4(mine + 32*i, word + (there ? 8*(before + i) : 0), there);
+        for (uint32_t i = 0; i < 4; ++i) {
+            lbk_copy4(mine + 32*i, from + 8*i, byte + i/2*2 < present); // byte columns are an even number
         }
         lbk_copies_end();
     };
@@ -388,25 +394,26 @@ LBK_DEVICE void lbk_large_stage(const lbk_args & a, uint32_t group, uint8_t * sh
         __syncthreads(); // this time's data are there for all, and all have read those whose place the next copy takes
         copy(time + LBK_LARGE_DEPTH - 1);
         const uint8_t * from = shared + time%LBK_LARGE_DEPTH*LBK_LARGE_TIME;
-        const uint8_t * planes = from + part*LBK_LARGE_PLANES;
+        const uint8_t * planes = from + part*LBK_LARGE_PLANES + LBK_CHUNK*g + 32*t;
         const uint32_t * mine = (const uint32_t *) (from + LBK_LARGE_PARTS*LBK_LARGE_PLANES + warp*LBK_LARGE_SIGNS) + lane;
-        const lbk_signs s = lbk_expand_signs(mine[0]), u = lbk_expand_signs(mine[32]);
-        LBK_UNROLL
-        for (int i = 0; i < NT; i += 4) { // eight products before one adds to the result of another
-            lbk_u32x4 b[4];
+        const lbk_signs s = lbk_turn({ { mine[0], mine[32], mine[64], mine[96] } });
+#pragma unroll 1
+        for (int half = 0; half < 2; ++half) {
             LBK_UNROLL
-            for (int j = 0; j < 4; ++j) {
-                b[j] = *(const lbk_u32x4 *) (planes + (8*(i + j) + g)*LBK_LARGE_COLS + 16*t);
-            }
-            LBK_UNROLL
-            for (int j = 0; j < 4; ++j) {
-                lbk_mma(acc[0][i + j], s.a[0][0], s.a[0][1], s.a[0][2], s.a[0][3], b[j].x, b[j].y);
-                lbk_mma(acc[1][i + j], s.a[1][0], s.a[1][1], s.a[1][2], s.a[1][3], b[j].x, b[j].y);
-            }
-            LBK_UNROLL
-            for (int j = 0; j < 4; ++j) {
-                lbk_mma(acc[0][i + j], u.a[0][0], u.a[0][1], u.a[0][2], u.a[0][3], b[j].z, b[j].w);
-                lbk_mma(acc[1][i + j], u.a[1][0], u.a[1][1], u.a[1][2], u.a[1][3], b[j].z, b[j].w);
+            for (int from = 0; from < NT; from += 4) { // eight products before one adds to the result of another
+                lbk_u32x4 b[4];
+                LBK_UNROLL
+                for (int i = 0; i < 4; ++i) {
+                    b[i] = *(const lbk_u32x4 *) (planes + 8*(from + i)*LBK_CHUNK + 16*(half ^ g%2));
+                }
+                LBK_UNROLL
+                for (int i = 0; i < 4; ++i) {
+                    lbk_multiply_bits(acc[0][from + i], acc[1][from + i], s, 4*half, b[i].x, b[i].y);
+                }
+                LBK_UNROLL
+                for (int i = 0; i < 4; ++i) {
+                    lbk_multiply_bits(acc[0][from + i], acc[1][from + i], s, 4*half + 2, b[i].z, b[i].w);
+                }
             }
         }
     }

@@ -7,13 +7,14 @@
 
 // Columns of signs that one launch can quantize for itself: they stand in registers and their two planes in shared memory.
 constexpr uint32_t LBK_NARROW_COLS = 4*LBK_NARROW*LBK_ONE_THREADS, LBK_FUSED_COLS = 4*LBK_WIDE*LBK_ONE_THREADS;
-// Blocks of few columns that a GPU runs at the same time, about: as many row blocks share a block as make no more.
-constexpr uint32_t LBK_AT_ONCE = 264;
+// Blocks of few columns that a GPU runs at the same time, about: as many row blocks share a block as make no more. One for each
+// multiprocessor, and two of the kernels that need few registers.
+constexpr uint32_t LBK_AT_ONCE = 132, LBK_AT_ONCE_TWO = 264;
 constexpr uint32_t LBK_MAX_FOLD = 3;
 // About so many columns of signs has a slice of a wider stage for one column of activations.
 constexpr uint32_t LBK_SLICE = 4096;
-// Columns of activations up to which the warps of a block split the signs' columns.
-constexpr uint32_t LBK_SMALL_N = 16;
+// Columns of activations up to which the warps of a block split the signs' columns, for few row blocks and for many.
+constexpr uint32_t LBK_SMALL_N = 32, LBK_SMALL_MANY = 16;
 // Columns of activations of a stage: a grid has at most 65535 blocks in y.
 constexpr uint32_t LBK_MAX_N = 65535*LBK_LARGE_N;
 
@@ -81,7 +82,8 @@ inline lbk_common lbk_agree(const lbk_args * stage, uint32_t members, uint32_t c
         blocks += i%chain == 0 ? (uint64_t) (stage[i].rows + 31)/32*slices : 0;
         c.wide = c.wide || stage[i].cols > LBK_NARROW_COLS;
     }
-    while (c.fold < LBK_MAX_FOLD && blocks >> c.fold > LBK_AT_ONCE) {
+    const bool two = stage[0].n == 1 && (!c.wide || stage[0].cols > LBK_FUSED_COLS);
+    while (c.fold < LBK_MAX_FOLD && blocks >> c.fold > (two ? LBK_AT_ONCE_TWO : LBK_AT_ONCE)) {
         ++c.fold;
     }
     return c;
@@ -106,8 +108,8 @@ inline lbk_plan lbk_make_plan(uint32_t rows, uint32_t cols, uint32_t n, lbk_comm
         plan.launch[1] = { LBK_SPLIT, folded, slices, LBK_ONE_THREADS, reduce + sums + 2*lbk_slice_cols(cols, slices) };
         return plan;
     }
-    plan.launch[0] = { LBK_QUANTIZE, n, 1, LBK_QUANTIZE_THREADS, reduce };
-    if (n <= LBK_SMALL_N) {
+    plan.launch[0] = { LBK_QUANTIZE, n, 1, LBK_ONE_THREADS, reduce };
+    if (n <= (common.fold == 0 ? LBK_SMALL_N : LBK_SMALL_MANY)) {
         const uint32_t width = n <= 4 ? 4 : 8;
         plan.launch[1] = { width == 4 ? (uint32_t) LBK_SMALL4 : (uint32_t) LBK_SMALL8, folded, (n + width - 1)/width, LBK_ONE_THREADS,
                            sums*width/4 };

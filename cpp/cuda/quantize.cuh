@@ -1,5 +1,6 @@
-// Activations to 14-bit integers, by blocks: the operations of src/kernel/quantize.rs in their order. Integers become two
-// planes of bytes, q = 128*high + low (kernels.cuh).
+// Activations to 14-bit integers, by blocks of LBK_ONE_THREADS: the operations of src/kernel/quantize.rs in their order. Integers become two
+// planes of bytes, q = 128*high + low (kernels.cuh). A plane has column k at 32*(k/32) + 4*(k%8) + k/8%4: four bytes of one word are
+// columns that share a bit of four bytes of signs.
 
 #pragma once
 
@@ -9,7 +10,7 @@
 // The step of a column: Step::of. For division there are the powers of two that values and step are multiplied by, beside those of the
 // quantization itself, and the inverse of the step.
 struct lbk_step {
-    float scale, divisor, inverse;
+    float scale, minus, inverse; // minus: the scaled step, negative
     float step, unshift;
     bool  usable;
 };
@@ -34,8 +35,9 @@ LBK_DEVICE lbk_step lbk_step_of(uint32_t value, uint32_t group) {
         // Remainders of lbk_quotient lie up to 2^48 below the step, and must not be subnormal.
         const float away = lbk_power(step < (127u - 70u) << 23 ? 40 : 0);
         s.scale   = lbk_mul(shift, away);
-        s.divisor = lbk_mul(s.step, away);
-        s.inverse = lbk_div(1.0f, s.divisor);
+        const float divisor = lbk_mul(s.step, away);
+        s.minus   = lbk_from_bits(lbk_bits(divisor) | 0x80000000u);
+        s.inverse = lbk_div(1.0f, divisor);
     }
     return s;
 }
@@ -46,8 +48,8 @@ LBK_DEVICE lbk_step lbk_step_of(uint32_t value, uint32_t group) {
 LBK_DEVICE float lbk_quotient(float v, const lbk_step & s) {
     const float a  = lbk_mul(v, s.scale);
     const float q0 = lbk_mul(a, s.inverse);
-    const float q1 = lbk_fma(lbk_fma(-q0, s.divisor, a), s.inverse, q0);
-    return lbk_fma(lbk_fma(-q1, s.divisor, a), s.inverse, q1);
+    const float q1 = lbk_fma(lbk_fma(q0, s.minus, a), s.inverse, q0);
+    return lbk_fma(lbk_fma(q1, s.minus, a), s.inverse, q1);
 }
 
 // pre * x of columns 4i .. 4i+3, zero beyond the end
@@ -85,42 +87,41 @@ struct lbk_held {
     float v[V][4];
 };
 
-// of the groups first, first + blockDim.x, ..., with all loads on their way before the first is used
+// of the groups first, first + LBK_ONE_THREADS, ..., with all loads on their way before the first is used
 template <int V>
 LBK_DEVICE void lbk_hold(const float * x, const uint16_t * pre, uint32_t cols, uint32_t first, lbk_held<V> & held) {
     if (cols % 4 != 0 || (uintptr_t) x % 16 != 0 || (uintptr_t) pre % 8 != 0) {
         LBK_UNROLL
         for (int j = 0; j < V; ++j) {
-            lbk_load4(x, pre, cols, first + j*blockDim.x, held.v[j]);
+            lbk_load4(x, pre, cols, first + j*LBK_ONE_THREADS, held.v[j]);
         }
         return;
     }
+    const lbk_f32x4 * from = (const lbk_f32x4 *) x + first;
     lbk_f32x4 f[V];
     LBK_UNROLL
     for (int j = 0; j < V; ++j) {
-        const uint32_t k = 4*(first + j*blockDim.x);
         f[j] = { 0, 0, 0, 0 };
-        if (k < cols) {
-            f[j] = *(const lbk_f32x4 *) (x + k);
+        if (first + j*LBK_ONE_THREADS < cols/4) {
+            f[j] = from[j*LBK_ONE_THREADS];
         }
     }
     if (pre) {
+        const lbk_u32x2 * scales = (const lbk_u32x2 *) pre + first;
         lbk_u32x2 h[V];
         LBK_UNROLL
         for (int j = 0; j < V; ++j) {
-            const uint32_t k = 4*(first + j*blockDim.x);
             h[j] = { 0, 0 };
-            if (k < cols) {
-                h[j] = *(const lbk_u32x2 *) (pre + k);
+            if (first + j*LBK_ONE_THREADS < cols/4) {
+                h[j] = scales[j*LBK_ONE_THREADS];
             }
         }
         LBK_UNROLL
         for (int j = 0; j < V; ++j) {
-            if (4*(first + j*blockDim.x) >= cols) {
-                continue;
+            if (first + j*LBK_ONE_THREADS < cols/4) {
+                f[j].x = lbk_mul(f[j].x, lbk_half((uint16_t) h[j].x)); f[j].y = lbk_mul(f[j].y, lbk_half((uint16_t) (h[j].x >> 16)));
+                f[j].z = lbk_mul(f[j].z, lbk_half((uint16_t) h[j].y)); f[j].w = lbk_mul(f[j].w, lbk_half((uint16_t) (h[j].y >> 16)));
             }
-            f[j].x = lbk_mul(f[j].x, lbk_half((uint16_t) h[j].x)); f[j].y = lbk_mul(f[j].y, lbk_half((uint16_t) (h[j].x >> 16)));
-            f[j].z = lbk_mul(f[j].z, lbk_half((uint16_t) h[j].y)); f[j].w = lbk_mul(f[j].w, lbk_half((uint16_t) (h[j].y >> 16)));
         }
     }
     LBK_UNROLL
@@ -160,14 +161,8 @@ LBK_DEVICE lbk_extent_bits lbk_extent_of(const float * x, const uint16_t * pre, 
     return e;
 }
 
-// the largest of a warp, in all its lanes
 LBK_DEVICE lbk_extent_bits lbk_warp_max(lbk_extent_bits e) {
-    LBK_UNROLL
-    for (int mask = 16; mask > 0; mask /= 2) {
-        e.value = lbk_max(e.value, lbk_shuffle_xor(e.value, mask));
-        e.group = lbk_max(e.group, lbk_shuffle_xor(e.group, mask));
-    }
-    return e;
+    return { lbk_warp_largest(e.value), lbk_warp_largest(e.group) };
 }
 
 // The largest of the block, in all threads. Uses words 0..31 of scratch (LBK_SCRATCH bytes of shared memory).
@@ -179,9 +174,10 @@ LBK_DEVICE lbk_extent_bits lbk_block_max(lbk_extent_bits e, uint32_t * scratch) 
         scratch[16 + warp] = e.group;
     }
     __syncthreads();
-    for (uint32_t w = 0; w < warps; ++w) {
-        e.value = lbk_max(e.value, scratch[w]);
-        e.group = lbk_max(e.group, scratch[16 + w]);
+    for (uint32_t w = 0; w < warps; w += 4) { // a multiple of four, at most 16
+        const lbk_u32x4 v = *(const lbk_u32x4 *) (scratch + w), u = *(const lbk_u32x4 *) (scratch + 16 + w);
+        e.value = lbk_max(lbk_max(e.value, lbk_max(v.x, v.y)), lbk_max(v.z, v.w));
+        e.group = lbk_max(lbk_max(e.group, lbk_max(u.x, u.y)), lbk_max(u.z, u.w));
     }
     return e;
 }
@@ -213,34 +209,43 @@ LBK_DEVICE lbk_bytes lbk_quantize4(const float v[4], const lbk_step & s, uint32_
     return b;
 }
 
-// Writes a thread's share into planes that begin at group `from` of the column and have `groups` groups of four.
+// Four lanes hold the bytes of columns k .. k+3 for k = 0, 8, 16, 24 (each second lane of eight, or each second but one). Gives each of
+// them one of the words of a plane: lane number c of the four that of columns c, 8 + c, 16 + c, 24 + c from the first.
+LBK_DEVICE uint32_t lbk_across(uint32_t word) {
+    const bool second = threadIdx.x & 2, last = threadIdx.x & 4;
+    const uint32_t two = lbk_shuffle_xor(word, 4);
+    word = last ? lbk_bytes_of(two, word, 0x7632) : lbk_bytes_of(word, two, 0x5410);
+    const uint32_t one = lbk_shuffle_xor(word, 2);
+    return second ? lbk_bytes_of(one, word, 0x7351) : lbk_bytes_of(word, one, 0x6240);
+}
+
+// Writes a thread's share into planes that begin at a chunk of the column and have `groups` groups of four, whole chunks.
 template <int V>
 LBK_DEVICE void lbk_put(const lbk_held<V> & held, uint32_t first, uint32_t groups, uint8_t * planes, const lbk_step & s, uint32_t & total) {
     LBK_UNROLL
     for (int j = 0; j < V; ++j) {
-        const uint32_t i = first + j*blockDim.x;
-        if (i < groups) {
+        const uint32_t i = first + j*LBK_ONE_THREADS;
+        if (i < groups) { // of all lanes or of none
             const lbk_bytes b = lbk_quantize4(held.v[j], s, total);
-            *(uint32_t *) (planes + 4*i)            = b.low;
-            *(uint32_t *) (planes + 4*(groups + i)) = b.high;
+            uint32_t * to = (uint32_t *) planes + i/8*8 + i%2*4 + i/2%4;
+            to[0]      = lbk_across(b.low);
+            to[groups] = lbk_across(b.high);
         }
     }
 }
 
 // The sum over the block, in all threads; a barrier. Uses words 32..47 of scratch.
 LBK_DEVICE uint32_t lbk_block_sum(uint32_t total, uint32_t * scratch) {
-    const uint32_t warps = blockDim.x/32;
-    LBK_UNROLL
-    for (int mask = 16; mask > 0; mask /= 2) {
-        total += lbk_shuffle_xor(total, mask);
-    }
+    constexpr uint32_t warps = LBK_ONE_WARPS;
+    total = lbk_warp_sum(total);
     if (threadIdx.x % 32 == 0) {
         scratch[32 + threadIdx.x/32] = total;
     }
     __syncthreads();
     total = 0;
-    for (uint32_t w = 0; w < warps; ++w) {
-        total += scratch[32 + w];
+    for (uint32_t w = 0; w < warps; w += 4) {
+        const lbk_u32x4 v = *(const lbk_u32x4 *) (scratch + 32 + w);
+        total += v.x + v.y + v.z + v.w;
     }
     return total;
 }
@@ -250,7 +255,7 @@ LBK_DEVICE uint32_t lbk_block_sum(uint32_t total, uint32_t * scratch) {
 template <int V>
 LBK_DEVICE lbk_column lbk_quantize_column(const float * x, const uint16_t * pre, uint32_t cols, uint32_t plane,
         uint8_t * planes, uint32_t * scratch) {
-    const uint32_t groups = plane/4, each = V*blockDim.x;
+    const uint32_t groups = plane/4, each = V*LBK_ONE_THREADS;
     lbk_held<V> held;
     lbk_extent_bits e = { 0, 0 };
     uint32_t at = 0;
@@ -258,7 +263,7 @@ LBK_DEVICE lbk_column lbk_quantize_column(const float * x, const uint16_t * pre,
         lbk_hold<V>(x, pre, cols, at + threadIdx.x, held);
         LBK_UNROLL
         for (int j = 0; j < V; ++j) {
-            if (at + threadIdx.x + j*blockDim.x < groups) {
+            if (at + threadIdx.x + j*LBK_ONE_THREADS < groups) {
                 lbk_widen(e, held.v[j]);
             }
         }
@@ -287,7 +292,7 @@ template <int V>
 LBK_DEVICE lbk_column lbk_quantize_fitting(const float * x, const uint16_t * pre, uint32_t cols, uint32_t plane,
         uint8_t * planes, uint32_t * scratch) {
     if constexpr (V > 1) {
-        if (plane/4 <= V/2*blockDim.x) {
+        if (plane/4 <= V/2*LBK_ONE_THREADS) {
             return lbk_quantize_fitting<V/2>(x, pre, cols, plane, planes, scratch);
         }
     }

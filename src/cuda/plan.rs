@@ -6,26 +6,27 @@ const ONE_WARPS: u32 = 16;
 const ONE_THREADS: u32 = ONE_WARPS * 32;
 /// Columns of signs that one launch can quantize for itself with few registers, and with many.
 const NARROW_COLS: u32 = 4 * 2 * ONE_THREADS;
-const FUSED_COLS: u32 = 4 * 8 * ONE_THREADS;
-/// Blocks of few columns that a GPU runs at the same time, about: as many row blocks share a block as make no more.
-const AT_ONCE: u64 = 264;
+const FUSED_COLS: u32 = 4 * 4 * ONE_THREADS;
+/// Blocks of few columns that a GPU runs at the same time, about: as many row blocks share a block as make no more. One for each
+/// multiprocessor, and two of the kernels that need few registers.
+const AT_ONCE: u64 = 132;
+const AT_ONCE_TWO: u64 = 264;
 const MAX_FOLD: u32 = 3;
 /// About so many columns of signs has a slice of a wider stage for one column of activations.
 const SLICE: u32 = 4096;
-/// Columns of activations up to which the warps of a block split the signs' columns.
-const SMALL_N: u32 = 16;
-const QUANTIZE_THREADS: u32 = 512;
+/// Columns of activations up to which the warps of a block split the signs' columns, for few row blocks and for many.
+const SMALL_N: u32 = 32;
+const SMALL_MANY: u32 = 16;
 const EXTENT_THREADS: u32 = 256;
 /// Columns of activations of a block of [`Kernel::Large`].
 const LARGE_N: u32 = 32;
 /// Its row blocks, and the warps of each, which split the signs' columns.
 const LARGE_BLOCKS: u32 = 4;
 const LARGE_PARTS: u32 = 2;
-/// Columns of signs of such a warp at a time, and the times that shared memory has room for.
-const LARGE_COLS: u32 = 64;
-const LARGE_DEPTH: u32 = 4;
+/// The times, a chunk of columns for each such warp, that shared memory has room for.
+const LARGE_DEPTH: u32 = 2;
 /// Bytes of a time: planes of all columns of activations, and signs of all row blocks, for every part.
-const LARGE_TIME: u32 = LARGE_PARTS * (2 * LARGE_N * LARGE_COLS + LARGE_BLOCKS * LARGE_COLS / 8 * 32);
+const LARGE_TIME: u32 = LARGE_PARTS * (2 * LARGE_N + LARGE_BLOCKS * 32 / 8) * CHUNK as u32;
 /// Bytes of shared memory for reductions over the warps of a block.
 const SCRATCH: u32 = 256;
 /// Blocks that look for the extent of one wide column.
@@ -215,8 +216,11 @@ impl Common {
             .step_by(chain)
             .map(|(rows, cols, n)| u64::from(rows.div_ceil(32)) * u64::from(slices(cols, n)))
             .sum();
-        let fold = (0..MAX_FOLD).find(|fold| blocks >> fold <= AT_ONCE).unwrap_or(MAX_FOLD);
-        Self { fold, wide: stages.into_iter().any(|(_, cols, _)| cols > NARROW_COLS) }
+        let wide = stages.clone().any(|(_, cols, _)| cols > NARROW_COLS);
+        let two = stages.clone().next().is_some_and(|(_, cols, n)| n == 1 && (!wide || cols > FUSED_COLS));
+        let at_once = if two { AT_ONCE_TWO } else { AT_ONCE };
+        let fold = (0..MAX_FOLD).find(|fold| blocks >> fold <= at_once).unwrap_or(MAX_FOLD);
+        Self { fold, wide }
     }
 
     fn of_stages(stages: &[Args], chain: usize) -> Self {
@@ -330,10 +334,11 @@ fn plan_with(rows: u32, cols: u32, n: u32, common: Common) -> Plan {
         return Plan::two(extent, few(Kernel::Split, slices, SCRATCH + sums + planes));
     }
     let quantize =
-        Launch { kernel: Kernel::Quantize, grid_x: n, grid_y: 1, block: QUANTIZE_THREADS, shared: SCRATCH };
+        Launch { kernel: Kernel::Quantize, grid_x: n, grid_y: 1, block: ONE_THREADS, shared: SCRATCH };
+    let most = if common.fold == 0 { SMALL_N } else { SMALL_MANY };
     let product = match n {
         0..=4 => few(Kernel::Small4, 1, sums),
-        5..=SMALL_N => few(Kernel::Small8, n.div_ceil(8), 2 * sums),
+        _ if n <= most => few(Kernel::Small8, n.div_ceil(8), 2 * sums),
         _ => Launch {
             kernel: Kernel::Large,
             grid_x: blocks.div_ceil(LARGE_BLOCKS),

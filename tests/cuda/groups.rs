@@ -107,7 +107,7 @@ fn wide_halves_share_launches() {
     let host = Host::new();
     let mut random = Random(13);
     for order in ORDERS {
-        let half = Half { shapes: vec![(33, 16_400), (64, 20_000), (1, 16_385)], paths: 1, n: 1, pre: true };
+        let half = Half { shapes: vec![(33, 8200), (64, 12_000), (1, 8193)], paths: 1, n: 1, pre: true };
         assert_eq!(check_half(&host, &half, &mut random, order), 2);
     }
 }
@@ -127,8 +127,8 @@ fn both_planners_join_alike() {
         (32, 64, 1),
         (4096, 1152, 1),
         (11008, 4097, 1),
-        (64, 16_385, 1),
-        (64, 24_000, 1),
+        (64, 8193, 1),
+        (64, 20_000, 1),
         (33, 64, 3),
         (95, 64, 12),
     ];

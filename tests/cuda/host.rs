@@ -124,6 +124,13 @@ impl Host {
         unsafe { CStr::from_ptr(f(kernel as u32)) }.to_str().unwrap()
     }
 
+    /// For how many of `v` the device's quotient by the step of a column with these extents is not that of a division.
+    pub fn unlike_quotients(&self, value: f32, group: f32, v: &[f32]) -> usize {
+        let f: unsafe extern "C" fn(f32, f32, *const f32, usize) -> usize = self.get("lbe_unlike_quotients");
+        // SAFETY: as many values as are said.
+        unsafe { f(value, group, v.as_ptr(), v.len()) }
+    }
+
     /// Whether the model lets a kernel pass one of whose threads misses a barrier.
     pub fn bad_barrier(&self) -> bool {
         let f: unsafe extern "C" fn() -> c_int = self.get("lbe_bad_barrier");

@@ -49,6 +49,19 @@ int lbe_launch(const lbk_launch * launch, const lbk_group * group, int order) {
     return good ? 0 : 1;
 }
 
+// For how many of `count` values the quotient of quantize.cuh by the step of a column whose extents are `value` and `group` is not that of a
+// division: another integer, or another number at all if it is not far below 1/2.
+size_t lbe_unlike_quotients(float value, float group, const float * v, size_t count) {
+    const lbk_step s = lbk_step_of(lbk_bits(value), lbk_bits(group));
+    const float shift = value < 0x1p-90f ? 0x1p64f : 1.0f;
+    size_t unlike = 0;
+    for (size_t i = 0; i < count; ++i) {
+        const float got = lbk_quotient(v[i], s), want = v[i]*shift/s.step;
+        unlike += !s.usable || __builtin_rintf(got) != __builtin_rintf(want) || (__builtin_fabsf(want) >= 0.25f && got != want);
+    }
+    return unlike;
+}
+
 // A kernel whose threads disagree about a barrier, to see that it is noticed; and one that races.
 static void bad_barrier(const void *) {
     if (threadIdx.x != 5) {

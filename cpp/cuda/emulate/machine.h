@@ -81,6 +81,20 @@ LBK_DEVICE uint64_t lbk_fetch_add(uint64_t * p, uint64_t v) {
 }
 LBK_DEVICE uint32_t lbk_shuffle_xor(uint32_t v, int mask) { return lbe::shuffle_xor(v, mask); }
 
+LBK_DEVICE uint32_t lbk_warp_largest(uint32_t v) {
+    for (int mask = 16; mask > 0; mask /= 2) {
+        const uint32_t other = lbk_shuffle_xor(v, mask);
+        v = v > other ? v : other;
+    }
+    return v;
+}
+LBK_DEVICE uint32_t lbk_warp_sum(uint32_t v) {
+    for (int mask = 16; mask > 0; mask /= 2) {
+        v += lbk_shuffle_xor(v, mask);
+    }
+    return v;
+}
+
 // Launches do not overlap here, and copies are made at once.
 LBK_DEVICE void lbk_begin_next() {}
 LBK_DEVICE void lbk_wait() {}
