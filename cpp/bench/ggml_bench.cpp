@@ -8,6 +8,7 @@
 #include "ggml-cpu.h"
 #include "ggml.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -106,8 +107,9 @@ struct gb_pool {
     gb_pool(ggml_backend_t backend, int n_weights, int n_nodes) : backend(backend) {
         const size_t overhead = ggml_tensor_overhead();
         weights.reset(ggml_init({ overhead*(n_weights + 1), nullptr, true }));
-        nodes.reset(ggml_init({ overhead*(n_nodes + 8) + ggml_graph_overhead_custom(n_nodes + 8, false), nullptr, true }));
-        graph = ggml_new_graph_custom(nodes.get(), n_nodes + 8, false);
+        const size_t size = std::max(n_nodes, n_weights) + 8; // a graph has as much room for leaves as for nodes
+        nodes.reset(ggml_init({ overhead*(n_nodes + 8) + ggml_graph_overhead_custom(size, false), nullptr, true }));
+        graph = ggml_new_graph_custom(nodes.get(), size, false);
     }
 
     std::vector<ggml_tensor *> add_weights(int n, ggml_type type, int64_t cols, int64_t rows) {

@@ -3,10 +3,14 @@
 
 #include <atomic>
 
-// Whether the stream's device starts a launch before the one before it has ended (compute capability 9.0), as far as the kernels let it:
+#if defined(CUDART_VERSION) && CUDART_VERSION >= 12030 // launches that overlap are captured into graphs from there on
+#define LBK_OVERLAP
+#endif
+
+#ifdef LBK_OVERLAP
+// Whether the current device starts a launch before the one before it has ended (compute capability 9.0), as far as the kernels let it:
 // lbk_begin_next, lbk_wait.
 static bool overlaps() {
-#if CUDART_VERSION >= 12030 // such launches are captured into graphs from there on
     constexpr int known = 64;
     static std::atomic<int8_t> of[known] = {}; // 0: not asked yet
     int device = 0, major = 0;
@@ -18,14 +22,12 @@ static bool overlaps() {
         of[device] = told && major >= 9 ? 1 : -1;
     }
     return of[device] > 0;
-#else
-    return false;
-#endif
 }
+#endif
 
 static cudaError_t launch(const void * kernel, const lbk_launch & l, lbk_group & group, cudaStream_t stream) {
     void * params[] = { &group };
-#if CUDART_VERSION >= 12030
+#ifdef LBK_OVERLAP
     if (overlaps()) {
         cudaLaunchAttribute attribute = {};
         attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
