@@ -30,11 +30,12 @@ struct shape {
     std::vector<member> members;
 };
 
-// One for each way in which kernels cut the work: one column of activations, narrow and wide; a few; some; many. Rows and
-// columns that fill no tile, so that padding takes part; one or two paths; one, two or three members.
+// One for each way in which kernels cut the work: one column of activations, narrow, wider and wide, and of more rows than have a block each;
+// a few; some; many. Rows and columns that fill no tile, so that padding takes part; one or two paths; one, two or three members.
 const shape SHAPES[] = {
     { 280, 1, 2, { { 32, 72 }, { 96, 33 } } }, { 9000, 1, 1, { { 64, 40 }, { 32, 72 } } }, { 280, 3, 1, { { 64, 72 } } },
     { 280, 9, 2, { { 32, 40 }, { 64, 72 }, { 32, 1 } } }, { 152, 40, 2, { { 160, 104 }, { 32, 72 } } },
+    { 4200, 1, 1, { { 32, 40 }, { 64, 8 } } }, { 40, 1, 1, { { 32, 8500 } } },
 };
 
 // Activations are rounded to 14 bits, so a product is off by at most half a step in every column; twice that is allowed.
