@@ -3,6 +3,7 @@
 
 use super::summary::above_budget;
 use crate::job::Event;
+use crate::tune::Kept;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{self, IsTerminal, Write};
 use std::time::Instant;
@@ -135,12 +136,16 @@ impl Progress {
                 self.json_event(&serde_json::json!({
                     "event": "block", "index": index, "count": count, "outcome": outcome
                 }));
+                let kept = match outcome.kept {
+                    Kept::All => format!("{:.1} % of its signs turned", 100.0 * outcome.flips),
+                    Kept::Scales => "scales alone: with its signs it became worse".to_owned(),
+                    Kept::Nothing => "left as it was: tuned it became worse".to_owned(),
+                };
                 self.line(&format!(
-                    "block {}/{count}  error {:.4} -> {:.4}  {:.1} % of its signs turned",
+                    "block {}/{count}  error {:.4} -> {:.4}  {kept}",
                     index + 1,
                     outcome.errors[0],
                     outcome.errors[1],
-                    100.0 * outcome.flips,
                 ));
             }
             Event::Matrix { index, count, report } => {

@@ -54,6 +54,19 @@ pub struct BlockTask<'a> {
     pub length: usize,
 }
 
+/// What of a block's tuning was kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kept {
+    /// Signs, scales and norms.
+    #[default]
+    All,
+    /// Scales and norms, tuned once more without the signs: with them the error had grown.
+    Scales,
+    /// Nothing: the error grew either way.
+    Nothing,
+}
+
 /// What came of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct BlockOutcome {
@@ -61,7 +74,12 @@ pub struct BlockOutcome {
     pub errors: [f64; 2],
     /// Share of the signs that turned, counted again if they turn back.
     pub flips: f64,
+    /// What was kept.
+    pub kept: Kept,
 }
+
+/// Every so many windows tell whether tuning was of use.
+const SAMPLE: usize = 8;
 
 /// The parameters' states in the order of [`visit_block`].
 struct States {
@@ -72,8 +90,31 @@ struct States {
 impl BlockTask<'_> {
     /// Tunes signs, scales and norms of `block` by Adam. `margins` are those of [`crate::factorize::polish::margins`]
     /// for every path of the factorized layers in the order of the graph; without any, signs stay. A token counts with weight
-    /// `min(1, median norm / norm)` besides the window's.
+    /// `min(1, median norm / norm)` besides the window's. What leaves the block with a larger error than it had is undone ([`Kept`]).
     pub fn tune(
+        &self,
+        block: &mut Block,
+        margins: &[[Vec<f32>; 2]],
+        settings: &BlockSettings,
+    ) -> BlockOutcome {
+        let (start, before) = (block.clone(), self.error_of(block, SAMPLE));
+        let gained = |block: &Block| self.error_of(block, SAMPLE) <= before; // not so for NaN
+        let outcome = self.tune_from(block, margins, settings);
+        if gained(block) {
+            return outcome;
+        }
+        if !margins.is_empty() {
+            *block = start.clone();
+            let outcome = self.tune_from(block, &[], settings);
+            if gained(block) {
+                return BlockOutcome { kept: Kept::Scales, ..outcome };
+            }
+        }
+        *block = start;
+        BlockOutcome { errors: [before; 2], flips: 0.0, kept: Kept::Nothing }
+    }
+
+    fn tune_from(
         &self,
         block: &mut Block,
         margins: &[[Vec<f32>; 2]],
@@ -104,17 +145,23 @@ impl BlockTask<'_> {
                 turned += turn(block, grad, &mut states.latents, t, sign_rate * level);
             }
         });
-        BlockOutcome { errors, flips: turned as f64 / all.max(1) as f64 }
+        BlockOutcome { errors, flips: turned as f64 / all.max(1) as f64, kept: Kept::All }
     }
 
     /// Mean relative error over the windows as the block is.
     pub fn error(&self, block: &Block) -> f64 {
+        self.error_of(block, 1)
+    }
+
+    /// The same over each `every`-th window.
+    fn error_of(&self, block: &Block, every: usize) -> f64 {
         let one = |w: usize| {
             let x = self.inputs[w].clone();
             let y = block.forward(self.config, self.rotation, x, self.length).0;
             self.loss(&y, w).0
         };
-        let all: Vec<f64> = (0..self.inputs.len()).into_par_iter().map(one).collect();
+        let all: Vec<f64> =
+            (0..self.inputs.len().div_ceil(every)).into_par_iter().map(|w| one(w * every)).collect();
         all.iter().sum::<f64>() / all.len().max(1) as f64
     }
 
@@ -243,6 +290,44 @@ mod tests {
         assert!(outcome.errors[1] < outcome.errors[0]);
         let (_, other, _, others) = run(3, 5.0);
         assert_eq!((after, signs), (other, others), "threads change the result");
+    }
+
+    /// Signs that turn for nothing are taken back and the scales are tuned alone; where that does not help either, the block stays as it was.
+    #[test]
+    fn what_makes_a_block_worse_is_undone() {
+        let model = small();
+        let rotations = model.rotations(LENGTH);
+        let source = &model.blocks[1];
+        let rotation = source.rotation(&rotations);
+        let inputs: Vec<Vec<f32>> = (0..8).map(|w| stream(&model, w)).collect();
+        let mut exact = source.clone();
+        paths(&mut exact).into_iter().for_each(|p| p.precision = Precision::Full);
+        let forward = |x: &Vec<f32>| exact.forward(&model.config, rotation, x.clone(), LENGTH).0;
+        let targets: Vec<Vec<f32>> = inputs.iter().map(forward).collect();
+        let task = task(&model, rotation, &inputs, &targets);
+        let flat = |p: &mut Binary| p.signs().map(|s| vec![1.0; s.len()]);
+        let margins: Vec<[Vec<f32>; 2]> = paths(&mut exact.clone()).into_iter().map(flat).collect();
+        let wild =
+            BlockSettings { passes: 20, sign_rate: 50.0, sign_travel: 1e6, ..BlockSettings::default() };
+        let signs = |block: &mut Block| -> Vec<_> { paths(block).into_iter().map(|p| p.signs()).collect() };
+
+        let off_by = |factor: f32| {
+            let mut block = exact.clone();
+            paths(&mut block).into_iter().for_each(|p| p.l.iter_mut().for_each(|l| *l *= factor));
+            block
+        };
+        let mut block = off_by(1.0001);
+        let before = task.error(&block);
+        let outcome = task.tune(&mut block, &margins, &BlockSettings { rate: 3.0, ..wild });
+        assert_eq!((outcome.kept, outcome.flips, task.error(&block)), (Kept::Nothing, 0.0, before));
+
+        let mut block = off_by(1.3);
+        let before = task.error(&block);
+        let outcome = task.tune(&mut block, &margins, &wild);
+        let after = task.error(&block);
+        assert_eq!(outcome.kept, Kept::Scales);
+        assert!(after < before, "{after} after {before}");
+        assert_eq!(signs(&mut block), signs(&mut exact));
     }
 
     /// The gradient of every trained vector along a random direction, against differences of the loss itself.

@@ -20,12 +20,14 @@ pub struct Latents {
 }
 
 impl Latents {
-    /// Starts at `signs` times their margins, in units of the mean margin: signs that are cheap to turn lie near zero.
+    /// Starts at `signs` times the size of their margins, in units of its mean: signs that are cheap to turn lie near zero. A negative margin
+    /// belongs to a sign that the layer alone would turn. Without polish many are, and if all of them lay next to zero they would
+    /// turn together in the first steps, each for a gradient that does not know of the others; the block's error grows then.
     pub fn new(signs: &[f32], margins: &[f32]) -> Self {
-        let mean = margins.iter().map(|m| m.max(0.0)).sum::<f32>() / margins.len().max(1) as f32;
+        let mean = margins.iter().map(|m| m.abs()).sum::<f32>() / margins.len().max(1) as f32;
         let unit = if mean.is_normal() { 1.0 / mean } else { 1.0 };
         let value =
-            signs.iter().zip(margins).map(|(s, m)| s * (m * unit).clamp(RANGE[0], RANGE[1])).collect();
+            signs.iter().zip(margins).map(|(s, m)| s * (m.abs() * unit).clamp(RANGE[0], RANGE[1])).collect();
         Self { value, mean: vec![0.0; signs.len()], square: vec![0.0; signs.len()] }
     }
 
@@ -69,6 +71,11 @@ mod tests {
         }
         // The first falls below zero after five steps of 0.02, the third is pulled away from zero, the others lie far.
         assert_eq!(turned, [0]);
+        // A negative margin is as far from zero as a positive one of its size.
+        assert_eq!(
+            Latents::new(&signs, &[-0.1, 2.0, 0.1, -1.8]).value,
+            Latents::new(&signs, &[0.1, 2.0, 0.1, 1.8]).value
+        );
         let none = Latents::new(&signs, &[0.1; 4]).step(1, 1.0, &[1.0; 4]);
         assert!(none.is_empty(), "the first steps only gather");
     }

@@ -15,7 +15,7 @@ mod teacher;
 use rayon::prelude::*;
 
 pub use absorb::Absorption;
-pub use block::{BlockOutcome, BlockSettings, BlockTask};
+pub use block::{BlockOutcome, BlockSettings, BlockTask, Kept};
 pub use distill::{Checkpoint, Distillation, Length, Settings, Step};
 pub use teacher::Teacher;
 
