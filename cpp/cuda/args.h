@@ -11,9 +11,10 @@ constexpr uint32_t LBK_CHUNK = 128;
 constexpr uint32_t LBK_EXTENT_THREADS = 256;
 constexpr uint32_t LBK_ONE_WARPS     = 16; // of the kernels that quantize, or split the columns of signs over all warps
 constexpr uint32_t LBK_ONE_THREADS   = LBK_ONE_WARPS*32;
+constexpr uint32_t LBK_ONE_SUMS      = LBK_ONE_WARPS*4*32*4; // bytes of the warps' sums of four columns of activations
 constexpr uint32_t LBK_LARGE_N       = 32; // columns of activations of a block of lbk_large
-constexpr uint32_t LBK_LARGE_BLOCKS  = 4;  // its row blocks, one of each for
-constexpr uint32_t LBK_LARGE_PARTS   = 2;  // warps, which split the columns of signs
+constexpr uint32_t LBK_LARGE_BLOCKS  = 4;  // its row blocks
+constexpr uint32_t LBK_LARGE_PARTS   = 2;  // warps of each of them, which split the columns of signs
 constexpr uint32_t LBK_LARGE_THREADS = LBK_LARGE_BLOCKS*LBK_LARGE_PARTS*32;
 constexpr uint32_t LBK_LARGE_DEPTH   = 2;  // times, a chunk for every part each, in shared memory or on their way there
 // bytes of shared memory of one time: for every part the planes of all columns of activations, and the signs of its warps

@@ -252,7 +252,7 @@ LBK_KERNEL LBK_BOUNDS(LBK_ONE_THREADS) lbk_small8(LBK_PARAM lbk_group group) {
 template <int V>
 LBK_DEVICE void lbk_fused_stages(const lbk_group & group, uint8_t * shared) {
     uint32_t * partial = (uint32_t *) (shared + LBK_SCRATCH);
-    uint8_t  * planes  = shared + LBK_SCRATCH + LBK_ONE_WARPS*4*32*4;
+    uint8_t  * planes  = shared + LBK_SCRATCH + LBK_ONE_SUMS;
     const lbk_place place = lbk_find(group);
     lbk_begin_next();
     for (uint32_t i = 0; i < group.chain; ++i) {
@@ -311,7 +311,7 @@ LBK_KERNEL LBK_BOUNDS2(LBK_ONE_THREADS, 2) lbk_split(LBK_PARAM lbk_group group) 
     const lbk_place place = lbk_find(group);
     const lbk_args & a = group.stage[place.stage];
     uint32_t * partial = (uint32_t *) (shared + LBK_SCRATCH);
-    uint8_t  * planes  = shared + LBK_SCRATCH + LBK_ONE_WARPS*4*32*4;
+    uint8_t  * planes  = shared + LBK_SCRATCH + LBK_ONE_SUMS;
     const uint32_t slices = gridDim.y, plane = lbk_slice_cols(a.cols, slices), from = blockIdx.y*plane;
     const uint32_t all = lbk_byte_cols(a), byte = from/8;
     const uint32_t bytes = byte >= all ? 0 : (all - byte < plane/8 ? all - byte : plane/8);

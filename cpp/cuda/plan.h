@@ -65,7 +65,10 @@ inline size_t lbk_group_work_bytes(const lbk_args * stage, uint32_t count) {
     return size;
 }
 
-inline uint32_t lbk_slices(uint32_t cols) { return cols > LBK_FUSED_COLS ? (cols + LBK_SLICE - 1)/LBK_SLICE : 1; }
+// Slices of a stage: of more than one only if it is for one wide column.
+inline uint32_t lbk_slices(uint32_t cols, uint32_t n) {
+    return n == 1 && cols > LBK_FUSED_COLS ? (cols + LBK_SLICE - 1)/LBK_SLICE : 1;
+}
 
 // What stages of one launch agree on, if they are for few columns.
 struct lbk_common {
@@ -78,8 +81,7 @@ inline lbk_common lbk_agree(const lbk_args * stage, uint32_t members, uint32_t c
     lbk_common c = {};
     uint64_t blocks = 0;
     for (uint32_t i = 0; i < members*chain; ++i) {
-        const uint32_t slices = stage[i].n == 1 ? lbk_slices(stage[i].cols) : 1;
-        blocks += i%chain == 0 ? (uint64_t) (stage[i].rows + 31)/32*slices : 0;
+        blocks += i%chain == 0 ? (uint64_t) (stage[i].rows + 31)/32*lbk_slices(stage[i].cols, stage[i].n) : 0;
         c.wide = c.wide || stage[i].cols > LBK_NARROW_COLS;
     }
     const bool two = stage[0].n == 1 && (!c.wide || stage[0].cols > LBK_FUSED_COLS);
@@ -94,25 +96,25 @@ inline lbk_plan lbk_make_plan(uint32_t rows, uint32_t cols, uint32_t n, lbk_comm
     const uint32_t blocks = (rows + 31)/32;
     const uint32_t reduce = LBK_SCRATCH;
     lbk_plan plan = {};
-    const uint32_t folded = (blocks + (1u << common.fold) - 1) >> common.fold, sums = LBK_ONE_WARPS*4*32*4; // of four columns
+    const uint32_t folded = (blocks + (1u << common.fold) - 1) >> common.fold;
     if (n == 1 && cols <= LBK_FUSED_COLS) {
         plan.count = 1;
         plan.launch[0] = { common.wide ? (uint32_t) LBK_FUSED_WIDE : (uint32_t) LBK_FUSED, folded, 1, LBK_ONE_THREADS,
-                           reduce + sums + 2*(uint32_t) lbk_plane_bytes(cols) };
+                           reduce + LBK_ONE_SUMS + 2*(uint32_t) lbk_plane_bytes(cols) };
         return plan;
     }
     plan.count = 2;
     if (n == 1) {
-        const uint32_t slices = lbk_slices(cols);
+        const uint32_t slices = lbk_slices(cols, n);
         plan.launch[0] = { LBK_EXTENT, LBK_EXTENTS, 1, LBK_EXTENT_THREADS, reduce };
-        plan.launch[1] = { LBK_SPLIT, folded, slices, LBK_ONE_THREADS, reduce + sums + 2*lbk_slice_cols(cols, slices) };
+        plan.launch[1] = { LBK_SPLIT, folded, slices, LBK_ONE_THREADS, reduce + LBK_ONE_SUMS + 2*lbk_slice_cols(cols, slices) };
         return plan;
     }
     plan.launch[0] = { LBK_QUANTIZE, n, 1, LBK_ONE_THREADS, reduce };
     if (n <= (common.fold == 0 ? LBK_SMALL_N : LBK_SMALL_MANY)) {
         const uint32_t width = n <= 4 ? 4 : 8;
         plan.launch[1] = { width == 4 ? (uint32_t) LBK_SMALL4 : (uint32_t) LBK_SMALL8, folded, (n + width - 1)/width, LBK_ONE_THREADS,
-                           sums*width/4 };
+                           LBK_ONE_SUMS*width/4 };
     } else {
         plan.launch[1] = { LBK_LARGE, (blocks + LBK_LARGE_BLOCKS - 1)/LBK_LARGE_BLOCKS, (n + LBK_LARGE_N - 1)/LBK_LARGE_N,
                            LBK_LARGE_THREADS, LBK_LARGE_SHARED };

@@ -236,14 +236,13 @@ LBK_DEVICE void lbk_put(const lbk_held<V> & held, uint32_t first, uint32_t group
 
 // The sum over the block, in all threads; a barrier. Uses words 32..47 of scratch.
 LBK_DEVICE uint32_t lbk_block_sum(uint32_t total, uint32_t * scratch) {
-    constexpr uint32_t warps = LBK_ONE_WARPS;
     total = lbk_warp_sum(total);
     if (threadIdx.x % 32 == 0) {
         scratch[32 + threadIdx.x/32] = total;
     }
     __syncthreads();
     total = 0;
-    for (uint32_t w = 0; w < warps; w += 4) {
+    for (uint32_t w = 0; w < LBK_ONE_WARPS; w += 4) {
         const lbk_u32x4 v = *(const lbk_u32x4 *) (scratch + 32 + w);
         total += v.x + v.y + v.z + v.w;
     }

@@ -4,6 +4,8 @@
 const CHUNK: usize = 128;
 const ONE_WARPS: u32 = 16;
 const ONE_THREADS: u32 = ONE_WARPS * 32;
+/// Bytes of shared memory of their warps' sums of four columns of activations.
+const ONE_SUMS: u32 = ONE_WARPS * 4 * 32 * 4;
 /// Columns of signs that one launch can quantize for itself with few registers, and with many.
 const NARROW_COLS: u32 = 4 * 2 * ONE_THREADS;
 const FUSED_COLS: u32 = 4 * 4 * ONE_THREADS;
@@ -210,7 +212,6 @@ struct Common {
 impl Common {
     /// Of chains of `chain` stages, each given as rows, columns and columns of activations.
     fn of(stages: impl Iterator<Item = (u32, u32, u32)> + Clone, chain: usize) -> Self {
-        let slices = |cols, n| if n == 1 { slices(cols) } else { 1 };
         let blocks: u64 = stages
             .clone()
             .step_by(chain)
@@ -302,8 +303,9 @@ const fn slice_cols(cols: u32, slices: u32) -> u32 {
     cols.div_ceil(CHUNK as u32).div_ceil(slices) * CHUNK as u32
 }
 
-const fn slices(cols: u32) -> u32 {
-    if cols > FUSED_COLS { cols.div_ceil(SLICE) } else { 1 }
+/// Slices of a stage: more than one only if it is for one wide column.
+const fn slices(cols: u32, n: u32) -> u32 {
+    if n == 1 && cols > FUSED_COLS { cols.div_ceil(SLICE) } else { 1 }
 }
 
 /// The launches of a stage for `n > 0` columns.
@@ -313,8 +315,6 @@ pub fn plan(rows: u32, cols: u32, n: u32) -> Plan {
 
 fn plan_with(rows: u32, cols: u32, n: u32, common: Common) -> Plan {
     let blocks = rows.div_ceil(32);
-    // Those of four columns stand in shared memory.
-    let sums = ONE_WARPS * 4 * 32 * 4;
     let few = |kernel, grid_y, shared| Launch {
         kernel,
         grid_x: blocks.div_ceil(1 << common.fold),
@@ -324,21 +324,21 @@ fn plan_with(rows: u32, cols: u32, n: u32, common: Common) -> Plan {
     };
     if n == 1 && cols <= FUSED_COLS {
         let kernel = if common.wide { Kernel::FusedWide } else { Kernel::Fused };
-        return Plan::one(few(kernel, 1, SCRATCH + sums + 2 * plane_bytes(cols) as u32));
+        return Plan::one(few(kernel, 1, SCRATCH + ONE_SUMS + 2 * plane_bytes(cols) as u32));
     }
     if n == 1 {
-        let slices = slices(cols);
+        let slices = slices(cols, n);
         let (block, shared) = (EXTENT_THREADS, SCRATCH);
         let extent = Launch { kernel: Kernel::Extent, grid_x: EXTENTS, grid_y: 1, block, shared };
         let planes = 2 * slice_cols(cols, slices);
-        return Plan::two(extent, few(Kernel::Split, slices, SCRATCH + sums + planes));
+        return Plan::two(extent, few(Kernel::Split, slices, SCRATCH + ONE_SUMS + planes));
     }
     let quantize =
         Launch { kernel: Kernel::Quantize, grid_x: n, grid_y: 1, block: ONE_THREADS, shared: SCRATCH };
     let most = if common.fold == 0 { SMALL_N } else { SMALL_MANY };
     let product = match n {
-        0..=4 => few(Kernel::Small4, 1, sums),
-        _ if n <= most => few(Kernel::Small8, n.div_ceil(8), 2 * sums),
+        0..=4 => few(Kernel::Small4, 1, ONE_SUMS),
+        _ if n <= most => few(Kernel::Small8, n.div_ceil(8), 2 * ONE_SUMS),
         _ => Launch {
             kernel: Kernel::Large,
             grid_x: blocks.div_ceil(LARGE_BLOCKS),
