@@ -5,24 +5,64 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// ggml's name of a type, whether its weights lie in the repack buffer, and its bits per 256 weights.
-pub const TYPES: [(&str, bool, usize); 9] = [
-    ("f32", false, 8192),
-    ("f16", false, 4096),
-    ("q8_0", false, 2176),
-    ("q4_0", false, 1152),
-    ("q4_0", true, 1152),
-    ("q1_0", false, 288),
-    ("tq1_0", false, 432),
-    ("tq2_0", false, 528),
-    ("iq1_s", false, 400),
+/// Where ggml keeps weights: as the file has them, or reordered for faster products.
+#[derive(Clone, Copy)]
+pub enum Layout {
+    File,
+    Repacked,
+    /// For tiles, on processors that have them.
+    Amx,
+}
+
+impl Layout {
+    /// What follows the type in tables.
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Layout::File => "",
+            Layout::Repacked => " repacked",
+            Layout::Amx => " amx",
+        }
+    }
+
+    /// ggml's name of the buffers.
+    fn buffers(self) -> &'static CStr {
+        match self {
+            Layout::File => c"",
+            Layout::Repacked => c"CPU_REPACK",
+            Layout::Amx => c"AMX",
+        }
+    }
+}
+
+/// ggml's name of a type, the layout of its weights, and its bits per 256 weights.
+pub const TYPES: [(&str, Layout, usize); 11] = [
+    ("f32", Layout::File, 8192),
+    ("f16", Layout::File, 4096),
+    ("q8_0", Layout::File, 2176),
+    ("q8_0", Layout::Amx, 2176),
+    ("q4_0", Layout::File, 1152),
+    ("q4_0", Layout::Repacked, 1152),
+    ("q4_0", Layout::Amx, 1152),
+    ("q1_0", Layout::File, 288),
+    ("tq1_0", Layout::File, 432),
+    ("tq2_0", Layout::File, 528),
+    ("iq1_s", Layout::File, 400),
 ];
 
 type Open = unsafe extern "C" fn(c_int) -> *mut c_void;
 type Close = unsafe extern "C" fn(*mut c_void);
 type Features = unsafe extern "C" fn(*const c_void) -> *const c_char;
-type PoolNew =
-    unsafe extern "C" fn(*mut c_void, *const c_char, c_int, i64, i64, i64, c_int, c_int, u64) -> *mut c_void;
+type PoolNew = unsafe extern "C" fn(
+    *mut c_void,
+    *const c_char,
+    *const c_char,
+    i64,
+    i64,
+    i64,
+    c_int,
+    c_int,
+    u64,
+) -> *mut c_void;
 type FactorsNew = unsafe extern "C" fn(*mut c_void, i64, i64, i64, i64, c_int, c_int, u64) -> *mut c_void;
 type NodesNew = unsafe extern "C" fn(*mut c_void, c_int) -> *mut c_void;
 type PoolRun = unsafe extern "C" fn(*mut c_void) -> c_int;
@@ -100,18 +140,18 @@ impl Engine<'_> {
     pub fn pool(
         &self,
         name: &str,
-        repack: bool,
+        layout: Layout,
         (rows, cols, batch): (usize, usize, usize),
         copies: usize,
         products: usize,
     ) -> Option<Pool<'_>> {
         let name = CString::new(name).ok()?;
-        // SAFETY: an open engine, a C string, and sizes that fit.
+        // SAFETY: an open engine, C strings, and sizes that fit.
         let handle = unsafe {
             self.library.symbol::<PoolNew>(c"gb_pool_new")(
                 self.handle,
                 name.as_ptr(),
-                repack.into(),
+                layout.buffers().as_ptr(),
                 rows as i64,
                 cols as i64,
                 batch as i64,

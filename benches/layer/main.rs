@@ -159,12 +159,12 @@ fn measure(options: &Options, engine: Option<&ggml::Engine<'_>>, at: Setting) ->
         let mut layers = Layers::new(at, rank, copies, products, kernel);
         candidates.push(Candidate::new(format!("littlebit {kernel}"), bytes, products, move || layers.run()));
     }
-    for (name, repack, bits) in ggml::TYPES {
+    for (name, layout, bits) in ggml::TYPES {
         let Some(engine) = engine else { break };
         let bytes = d_out * d_in * bits / 8 / 256;
         let (copies, products) = at.pool(bytes);
-        if let Some(pool) = engine.pool(name, repack, (d_out, d_in, batch), copies, products) {
-            let label = format!("{name}{}", if repack { " repacked" } else { "" });
+        if let Some(pool) = engine.pool(name, layout, (d_out, d_in, batch), copies, products) {
+            let label = format!("{name}{}", layout.suffix());
             candidates.push(Candidate::new(label, bytes, products, move || pool.run()));
         }
     }

@@ -41,7 +41,11 @@ void log_warnings(ggml_log_level level, const char * text, void *) {
     }
 }
 
-ggml_backend_buffer_type_t repack_buffer_type(ggml_backend_t backend) {
+// The CPU's buffers of this name; its usual ones without a name.
+ggml_backend_buffer_type_t buffer_type_named(ggml_backend_t backend, const char * name) {
+    if (!*name) {
+        return ggml_backend_get_default_buffer_type(backend);
+    }
     ggml_backend_dev_t device = ggml_backend_get_device(backend);
     auto get = reinterpret_cast<ggml_backend_dev_get_extra_bufts_t>(
         ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(device), "ggml_backend_dev_get_extra_bufts"));
@@ -49,7 +53,7 @@ ggml_backend_buffer_type_t repack_buffer_type(ggml_backend_t backend) {
         return nullptr;
     }
     for (ggml_backend_buffer_type_t * type = get(device); type && *type; ++type) {
-        if (std::strcmp(ggml_backend_buft_name(*type), "CPU_REPACK") == 0) {
+        if (std::strcmp(ggml_backend_buft_name(*type), name) == 0) {
             return *type;
         }
     }
@@ -186,11 +190,10 @@ const char * gb_features(const gb_engine * engine) {
 
 // `copies` copies of a random rows x cols weight of the type named `type` and `products` products with
 // `batch` columns, which walk over the copies. NULL if ggml does not have this combination.
-gb_pool * gb_pool_new(gb_engine * engine, const char * type_name, int repack, int64_t rows, int64_t cols,
+gb_pool * gb_pool_new(gb_engine * engine, const char * type_name, const char * buffers, int64_t rows, int64_t cols,
                       int64_t batch, int copies, int products, uint64_t seed) {
     const ggml_type type = type_named(type_name);
-    ggml_backend_buffer_type_t buffer_type =
-        repack ? repack_buffer_type(engine->backend) : ggml_backend_get_default_buffer_type(engine->backend);
+    ggml_backend_buffer_type_t buffer_type = buffer_type_named(engine->backend, buffers);
     if (type == GGML_TYPE_COUNT || !buffer_type || cols % ggml_blck_size(type) != 0) {
         return nullptr;
     }

@@ -132,7 +132,7 @@ double time_of_type(gb_engine * engine, const layer & l, const char * name, doub
         return NAN;
     }
     const auto [copies, products] = counts((int64_t) ggml_row_size(type, l.cols)*l.rows, l, l.rows);
-    return time_of(gb_pool_new(engine, name, 0, l.rows, l.cols, l.batch, copies, products, 1), products, seconds);
+    return time_of(gb_pool_new(engine, name, "", l.rows, l.cols, l.batch, copies, products, 1), products, seconds);
 }
 
 void cell(double us) {

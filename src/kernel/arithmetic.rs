@@ -1,6 +1,6 @@
 //! The two ways to add up activations behind one interface, so that the loops over tiles exist once.
 
-use super::ops::{F32_LINES, F32Sums, INT_LINES, IndexOf, IntSums, Ops, Output, Run};
+use super::ops::{F32_LINES, F32Sums, INT_LINES, IndexOf, IntSums, IntTables, Ops, Output, Run};
 use super::quantize::Step;
 use super::scratch::{LINE, Line};
 use bytemuck::Pod;
@@ -44,7 +44,15 @@ pub(super) trait Arithmetic {
     /// What every row's sum of a column starts at.
     type Start: Copy + Default;
 
-    unsafe fn tables(ops: &Ops, x: &[f32], pre: Option<&[f16]>, tables: &mut [Line]) -> (Step, Self::Start);
+    /// Tables of vector `vector` of a batch, among all of the batch, `stride` lines for each.
+    unsafe fn tables(
+        ops: &Ops,
+        x: &[f32],
+        pre: Option<&[f16]>,
+        tables: &mut [Line],
+        vector: usize,
+        stride: usize,
+    ) -> (Step, Self::Start);
     /// A row block's sums before the first run.
     fn begin(start: Self::Start) -> Self::Sums;
     /// Most vectors of activations of a run.
@@ -63,15 +71,33 @@ impl Arithmetic for Int {
     type Sums = IntSums;
     type Start = i32;
 
-    unsafe fn tables(ops: &Ops, x: &[f32], pre: Option<&[f16]>, tables: &mut [Line]) -> (Step, i32) {
+    unsafe fn tables(
+        ops: &Ops,
+        x: &[f32],
+        pre: Option<&[f16]>,
+        tables: &mut [Line],
+        vector: usize,
+        stride: usize,
+    ) -> (Step, i32) {
         // SAFETY: the caller's promise is passed on.
         unsafe {
             let step = Step::of((ops.extent)(x, pre));
-            if step.is_usable() {
-                return (step, (ops.int_tables)(x, pre, step, tables));
-            }
-            tables.fill(Line::ZERO);
-            (step, 0)
+            let start = match ops.int_tables {
+                IntTables::Each(make) => {
+                    let tables = &mut tables[vector * stride..][..stride];
+                    if step.is_usable() {
+                        make(x, pre, step, tables)
+                    } else {
+                        tables.fill(Line::ZERO);
+                        0
+                    }
+                }
+                IntTables::Shared(make) => {
+                    make(x, pre, step, tables, vector);
+                    0
+                }
+            };
+            (step, start)
         }
     }
 
@@ -103,7 +129,15 @@ impl Arithmetic for F32 {
     type Sums = F32Sums;
     type Start = f64;
 
-    unsafe fn tables(ops: &Ops, x: &[f32], pre: Option<&[f16]>, tables: &mut [Line]) -> (Step, f64) {
+    unsafe fn tables(
+        ops: &Ops,
+        x: &[f32],
+        pre: Option<&[f16]>,
+        tables: &mut [Line],
+        vector: usize,
+        stride: usize,
+    ) -> (Step, f64) {
+        let tables = &mut tables[vector * stride..][..stride];
         // SAFETY: the caller's promise is passed on.
         unsafe {
             let step = Step::exact((ops.extent)(x, pre));

@@ -1,5 +1,6 @@
 //! Which kernel runs: the best that this CPU has, unless the environment or the caller says otherwise.
 
+use super::arithmetic::Mode;
 use super::ops::Ops;
 use super::scalar;
 use crate::error::{Error, Result};
@@ -24,10 +25,12 @@ pub enum Kernel {
     Avx512 = 3,
     /// aarch64, little-endian.
     Neon = 4,
+    /// x86-64 with AMX tiles of bytes beside all of [`Kernel::Avx512`], on Linux: Sapphire Rapids and later.
+    Amx = 5,
 }
 
 /// Slowest first.
-const ALL: [Kernel; 4] = [Kernel::Scalar, Kernel::Avx2, Kernel::Avx512, Kernel::Neon];
+const ALL: [Kernel; 5] = [Kernel::Scalar, Kernel::Avx2, Kernel::Avx512, Kernel::Amx, Kernel::Neon];
 
 impl Kernel {
     /// The name that [`ENV`], the command line and the C ABI use.
@@ -37,6 +40,7 @@ impl Kernel {
             Kernel::Avx2 => "avx2",
             Kernel::Avx512 => "avx512",
             Kernel::Neon => "neon",
+            Kernel::Amx => "amx",
         }
     }
 
@@ -55,6 +59,8 @@ impl Kernel {
                     && is_x86_feature_detected!("avx512vbmi")
                     && is_x86_feature_detected!("avx512vnni")
             }
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Kernel::Amx => super::amx::is_available(),
             #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
             Kernel::Neon => std::arch::is_aarch64_feature_detected!("neon"),
             #[allow(unreachable_patterns)]
@@ -73,9 +79,13 @@ impl Kernel {
         )))
     }
 
-    /// The primitives. Only call them if [`Self::is_available`].
-    pub(super) fn ops(self) -> &'static Ops {
+    /// The primitives for a batch of so many vectors of activations. Only call them if [`Self::is_available`].
+    pub(super) fn ops(self, mode: Mode, vectors: usize) -> &'static Ops {
         match self {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Kernel::Amx if mode == Mode::Int && vectors >= super::amx::FROM => &super::amx::OPS,
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Amx => &super::avx512::OPS,
             #[cfg(target_arch = "x86_64")]
             Kernel::Avx2 => &super::avx2::OPS,
             #[cfg(target_arch = "x86_64")]
@@ -165,7 +175,7 @@ mod tests {
             assert_eq!(kernel.to_string().parse::<Kernel>().unwrap(), kernel);
         }
         let e = "sse9".parse::<Kernel>().unwrap_err().to_string();
-        assert_eq!(e, "unknown kernel 'sse9' (known: scalar, avx2, avx512, neon)");
+        assert_eq!(e, "unknown kernel 'sse9' (known: scalar, avx2, avx512, amx, neon)");
     }
 
     #[test]

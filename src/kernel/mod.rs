@@ -27,6 +27,8 @@
 //! modes. Columns never influence each other, and neither the number of threads nor the batch size changes a
 //! bit of a result.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
 mod arithmetic;
 #[cfg(target_arch = "x86_64")]
 mod avx2;

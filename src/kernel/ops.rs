@@ -45,8 +45,15 @@ pub(super) struct Output<'a> {
 /// Extent of `pre * x`.
 pub(super) type ExtentOf = unsafe fn(x: &[f32], pre: Option<&[f16]>) -> Extent;
 
-/// Quantizes `pre * x` with a usable step and builds its tables. Returns what every row's sum starts at.
-pub(super) type IntTables = unsafe fn(x: &[f32], pre: Option<&[f16]>, step: Step, tables: &mut [Line]) -> i32;
+/// How a kernel quantizes `pre * x` and what it makes of the integers.
+#[derive(Clone, Copy)]
+pub(super) enum IntTables {
+    /// Builds a vector's own tables with a usable step. Returns what every row's sum starts at.
+    Each(unsafe fn(x: &[f32], pre: Option<&[f16]>, step: Step, tables: &mut [Line]) -> i32),
+    /// Puts vector `vector` among those of a batch; without a usable step integers are 0. Sums start at 0.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    Shared(unsafe fn(x: &[f32], pre: Option<&[f16]>, step: Step, tables: &mut [Line], vector: usize)),
+}
 
 /// Builds the f32 tables of `pre * x`.
 pub(super) type F32Tables = unsafe fn(x: &[f32], pre: Option<&[f16]>, tables: &mut [Line]);
@@ -64,7 +71,8 @@ pub(super) struct Run<'a> {
     pub next: usize,
     /// Columns of signs over 8; even.
     pub byte_cols: usize,
-    /// Tables of these columns, padded to [`TABLE_COLS`]: those of the first vector of activations.
+    /// Tables of these columns, padded to [`TABLE_COLS`]: those of the first vector of activations, or of all if they
+    /// are [`IntTables::Shared`].
     pub tables: &'a [Line],
     /// Lines from the tables of one vector to those of the next.
     pub table_stride: usize,
@@ -135,7 +143,7 @@ pub(super) struct Ops {
 mod tests {
     use super::*;
     use crate::bits::SignMatrix;
-    use crate::kernel::available;
+    use crate::kernel::{Mode, available};
 
     const UNIT: Step = Step { shift: 1.0, step: 1.0, unshift: 1.0 };
 
@@ -152,11 +160,20 @@ mod tests {
             })
             .collect();
         let x: Vec<f32> = q.iter().map(|q| f32::from(*q)).collect();
-        for kernel in available() {
-            let ops = kernel.ops();
+        for (kernel, batch) in available().into_iter().flat_map(|k| [(k, 1), (k, 32)]) {
+            let ops = kernel.ops(Mode::Int, batch);
             let mut tables = vec![Line::ZERO; cols.next_multiple_of(TABLE_COLS) / 8];
             // SAFETY: the kernel is available.
-            let start = unsafe { (ops.int_tables)(&x, None, UNIT, &mut tables) };
+            let start = match ops.int_tables {
+                IntTables::Each(make) => unsafe { make(&x, None, UNIT, &mut tables) },
+                IntTables::Shared(make) => {
+                    // Room for the tables of a few.
+                    tables.resize(4 * tables.len(), Line::ZERO);
+                    // SAFETY: as above.
+                    unsafe { make(&x, None, UNIT, &mut tables, 0) };
+                    0
+                }
+            };
             let ways = [Some((ops.run_cols, None)), ops.index.map(|index| (INDEX_COLS, Some(index)))];
             for (run_cols, index) in ways.into_iter().flatten() {
                 let (mut sums, run_bytes) = (vec![[start; 32]; rows / 32], run_cols / 8);
@@ -168,7 +185,7 @@ mod tests {
                         next: 0,
                         byte_cols: run_bytes.min(cols / 8 - from),
                         tables: &tables[from..],
-                        table_stride: 0,
+                        table_stride: tables.len(),
                         vectors: 1,
                         index: None,
                         cold: true,
@@ -234,7 +251,7 @@ mod tests {
                 for pre in [None, Some(&g[..])] {
                     let extents = available().into_iter().map(|kernel| {
                         // SAFETY: the kernel is available.
-                        let e = unsafe { (kernel.ops().extent)(&x, pre) };
+                        let e = unsafe { (kernel.ops(Mode::Int, 32).extent)(&x, pre) };
                         // Which NaN or how far beyond infinity is open.
                         Extent { value: e.value.min(0x7f80_0000), group: e.group.min(0x7f80_0000) }
                     });

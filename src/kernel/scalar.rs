@@ -1,6 +1,6 @@
 //! The portable kernel: table lookups without vector instructions, the reference of the others.
 
-use super::ops::{F32_CHUNK, F32_LINES, F32Sums, IntSums, Ops, Output, Run};
+use super::ops::{F32_CHUNK, F32_LINES, F32Sums, IntSums, IntTables, Ops, Output, Run};
 use super::quantize::{Step, eight, extent};
 use super::scratch::Line;
 use half::f16;
@@ -9,7 +9,7 @@ pub(super) const OPS: Ops = Ops {
     run_cols: 2048,
     vectors: 1,
     extent,
-    int_tables,
+    int_tables: IntTables::Each(int_tables),
     f32_tables,
     index: None,
     int_rows,

@@ -160,11 +160,12 @@ impl<'a> Stage<'a> {
         let batch = self.batch(n, mode);
         for first in columns.clone().step_by(batch) {
             let columns = first..columns.end.min(first + batch);
+            let ops = kernel.ops(mode, columns.len());
             // SAFETY: the kernel runs here; the caller vouches for the columns.
             unsafe {
                 match mode {
-                    Mode::Int => self.batch_of::<Int>(kernel.ops(), blocks.clone(), columns, x, add, y, work),
-                    Mode::F32 => self.batch_of::<F32>(kernel.ops(), blocks.clone(), columns, x, add, y, work),
+                    Mode::Int => self.batch_of::<Int>(ops, blocks.clone(), columns, x, add, y, work),
+                    Mode::F32 => self.batch_of::<F32>(ops, blocks.clone(), columns, x, add, y, work),
                 }
             }
         }
@@ -198,7 +199,7 @@ impl<'a> Stage<'a> {
             // SAFETY: column t of x, by the caller's promise.
             let x = unsafe { std::slice::from_raw_parts(x.start.add(t * x.stride), self.cols) };
             // SAFETY: this CPU has what `ops` needs.
-            state[c] = unsafe { A::tables(ops, x, self.pre, &mut tables[c * per_column..][..per_column]) };
+            state[c] = unsafe { A::tables(ops, x, self.pre, tables, c, per_column) };
         }
 
         let byte_cols = padded_cols(self.cols) / 8;

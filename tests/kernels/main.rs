@@ -227,7 +227,7 @@ fn the_environment_chooses_the_kernel() {
     let (out, err) = run("");
     assert!(out.contains(&format!("active: {best} {best}")) && !err.contains("littlebit:"), "{out}{err}");
     let (out, err) = run("sse9");
-    assert!(out.contains("unknown kernel 'sse9' (known: scalar, avx2, avx512, neon)"), "{out}");
+    assert!(out.contains("unknown kernel 'sse9' (known: scalar, avx2, avx512, amx, neon)"), "{out}");
     assert!(out.contains(&format!("active: {best} {best}")), "{out}");
     assert_eq!(err.matches("environment variable LITTLEBIT_KERNEL").count(), 1, "{err}");
 }

@@ -5,7 +5,7 @@
 pub(super) mod exact;
 pub(super) mod int;
 
-use super::ops::{Ops, Output};
+use super::ops::{IntTables, Ops, Output};
 use super::quantize::{self, Extent};
 use super::scalar::write_rows;
 use half::f16;
@@ -15,7 +15,7 @@ pub(super) const OPS: Ops = Ops {
     run_cols: int::RUN_COLS,
     vectors: int::VECTORS,
     extent,
-    int_tables: int::tables,
+    int_tables: IntTables::Each(int::tables),
     f32_tables: exact::tables,
     index: None,
     int_rows: int::rows,

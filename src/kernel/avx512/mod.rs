@@ -7,21 +7,21 @@
 
 mod rows;
 mod tables;
-mod values;
+pub(super) mod values;
 
-use super::avx2::{exact, int};
-use super::ops::Ops;
+use super::avx2::exact;
+use super::ops::{IntTables, Ops};
 
 pub(super) const OPS: Ops = Ops {
     run_cols: rows::RUN_COLS,
     vectors: rows::VECTORS,
     extent: values::extent,
-    int_tables: tables::tables,
+    int_tables: IntTables::Each(tables::tables),
     f32_tables: exact::tables,
     index: Some(rows::index),
     int_rows: rows::rows,
     f32_rows: exact::rows,
-    int_out: int::out,
+    int_out: values::out,
     f32_out: exact::out,
 };
 

@@ -11,7 +11,7 @@ use super::super::ops::TABLE_COLS;
 use super::super::quantize::Step;
 use super::super::scratch::Line;
 use super::UNIT_LINES;
-use super::values::sixteen;
+use super::values::{Quotient, sixteen};
 use half::f16;
 use std::arch::x86_64::*;
 
@@ -62,14 +62,14 @@ pub(super) fn tables(x: &[f32], pre: Option<&[f16]>, step: Step, tables: &mut [L
         // SAFETY: 64 bytes.
         unsafe { _mm512_loadu_si512(p.as_ptr().cast()) }
     });
-    let (shift, divisor) = (_mm512_set1_ps(step.shift), _mm512_set1_ps(step.step));
+    let quotient = Quotient::new(step);
     let (seven, one) = (_mm512_set1_epi8(127), _mm512_set1_epi16(1));
     // One count for each four columns.
     let mut odd = _mm512_setzero_si512();
     let quantized = |k: usize| {
         // SAFETY: checked above.
         let v = unsafe { sixteen(x, pre, k) };
-        _mm512_cvtps_epi32(_mm512_div_ps(_mm512_mul_ps(v, shift), divisor))
+        _mm512_cvtps_epi32(quotient.of(v))
     };
     for (unit, lines) in tables.chunks_exact_mut(UNIT_LINES).enumerate() {
         let k = TABLE_COLS * unit;

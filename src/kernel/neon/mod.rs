@@ -5,7 +5,7 @@
 
 mod int;
 
-use super::ops::{Ops, Output};
+use super::ops::{IntTables, Ops, Output};
 use super::quantize::{self, Extent};
 use super::scalar::{self, write_rows};
 use half::f16;
@@ -16,7 +16,7 @@ pub(super) const OPS: Ops = Ops {
     run_cols: int::RUN_COLS,
     vectors: int::VECTORS,
     extent,
-    int_tables: int::tables,
+    int_tables: IntTables::Each(int::tables),
     f32_tables: scalar::f32_tables,
     index: None,
     int_rows: int::rows,
