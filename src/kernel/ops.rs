@@ -45,14 +45,21 @@ pub(super) struct Output<'a> {
 /// Extent of `pre * x`.
 pub(super) type ExtentOf = unsafe fn(x: &[f32], pre: Option<&[f16]>) -> Extent;
 
-/// How a kernel quantizes `pre * x` and what it makes of the integers.
+/// Quantizes `pre * x` with a usable step and builds its tables. Returns what every row's sum starts at.
+pub(super) type TablesOf = unsafe fn(x: &[f32], pre: Option<&[f16]>, step: Step, tables: &mut [Line]) -> i32;
+
+/// Quantizes `pre * x`, all to 0 without a usable step, and puts it among the tables of its batch as vector `vector`.
+pub(super) type TablesAmong =
+    unsafe fn(x: &[f32], pre: Option<&[f16]>, step: Step, tables: &mut [Line], vector: usize);
+
+/// Whose the integer tables of a kernel are.
 #[derive(Clone, Copy)]
 pub(super) enum IntTables {
-    /// Builds a vector's own tables with a usable step. Returns what every row's sum starts at.
-    Each(unsafe fn(x: &[f32], pre: Option<&[f16]>, step: Step, tables: &mut [Line]) -> i32),
-    /// Puts vector `vector` among those of a batch; without a usable step integers are 0. Sums start at 0.
+    /// Each vector has its own.
+    Each(TablesOf),
+    /// All vectors of a batch share them. Sums start at 0.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
-    Shared(unsafe fn(x: &[f32], pre: Option<&[f16]>, step: Step, tables: &mut [Line], vector: usize)),
+    Shared(TablesAmong),
 }
 
 /// Builds the f32 tables of `pre * x`.
@@ -163,8 +170,8 @@ mod tests {
         for (kernel, batch) in available().into_iter().flat_map(|k| [(k, 1), (k, 32)]) {
             let ops = kernel.ops(Mode::Int, batch);
             let mut tables = vec![Line::ZERO; cols.next_multiple_of(TABLE_COLS) / 8];
-            // SAFETY: the kernel is available.
             let start = match ops.int_tables {
+                // SAFETY: the kernel is available.
                 IntTables::Each(make) => unsafe { make(&x, None, UNIT, &mut tables) },
                 IntTables::Shared(make) => {
                     // Room for the tables of a few.

@@ -68,7 +68,7 @@ unsafe fn expand(
         let mut four = [[-1; 4]; 16];
         let mut i = 0;
         while i < 64 {
-            if i / 4 >> (i % 4) & 1 == 1 {
+            if ((i / 4) >> (i % 4)) & 1 == 1 {
                 four[i / 4][i % 4] = 1;
             }
             i += 1;

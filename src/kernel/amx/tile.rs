@@ -22,7 +22,7 @@ pub(super) type Sums = [[i32; 32]; ROWS];
 pub(super) fn exist() -> bool {
     const TILE_AND_INT8: u32 = 3 << 24;
     const CONFIG_AND_DATA: u64 = 3 << 17;
-    let osxsave = __cpuid(1).ecx >> 27 & 1 == 1;
+    let osxsave = (__cpuid(1).ecx >> 27) & 1 == 1;
     if !osxsave || __cpuid(0).eax < 7 || __cpuid_count(7, 0).edx & TILE_AND_INT8 != TILE_AND_INT8 {
         return false;
     }
