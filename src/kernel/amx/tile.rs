@@ -118,8 +118,8 @@ impl Tiles {
         const { assert!(N == 1 || N == 2) };
         let steps = signs.len();
         assert!(steps > 0 && activations.iter().all(|a| a.len() >= steps * ROWS));
-        // SAFETY: signs and activations are there for so many steps, sums are N arrays one after the other. The block uses
-        // tile registers from its beginning to its end, and nothing else in Rust does.
+        // SAFETY: signs and activations are there for so many steps, sums are N arrays one after the other. Nothing is
+        // expected of tile registers before the block nor after it.
         unsafe {
             if N == 2 {
                 asm!(
@@ -161,6 +161,14 @@ impl Tiles {
                     a = inout(reg) activations[0].as_ptr() => _,
                     b = inout(reg) activations[N - 1].as_ptr() => _,
                     steps = inout(reg) steps => _,
+                    out("tmm0") _,
+                    out("tmm1") _,
+                    out("tmm2") _,
+                    out("tmm3") _,
+                    out("tmm4") _,
+                    out("tmm5") _,
+                    out("tmm6") _,
+                    out("tmm7") _,
                     options(nostack),
                 );
             } else {
@@ -192,6 +200,11 @@ impl Tiles {
                     line = in(reg) size_of::<Line>(),
                     a = inout(reg) activations[0].as_ptr() => _,
                     steps = inout(reg) steps => _,
+                    out("tmm0") _,
+                    out("tmm1") _,
+                    out("tmm4") _,
+                    out("tmm6") _,
+                    out("tmm7") _,
                     options(nostack),
                 );
             }
