@@ -33,6 +33,23 @@ impl Mode {
     }
 }
 
+/// Where the tables of one vector of activations go.
+pub(super) struct Place<'a> {
+    /// The tables of its batch.
+    pub tables: &'a mut [Line],
+    /// Which of the batch it is.
+    pub vector: usize,
+    /// Lines for each vector.
+    pub stride: usize,
+}
+
+impl<'a> Place<'a> {
+    /// The lines of this vector alone, for kernels whose vectors share none.
+    fn own(self) -> &'a mut [Line] {
+        &mut self.tables[self.vector * self.stride..][..self.stride]
+    }
+}
+
 /// The primitives of one [`Mode`].
 ///
 /// # Safety
@@ -44,15 +61,7 @@ pub(super) trait Arithmetic {
     /// What every row's sum of a column starts at.
     type Start: Copy + Default;
 
-    /// Tables of vector `vector` of a batch, among all of the batch, `stride` lines for each.
-    unsafe fn tables(
-        ops: &Ops,
-        x: &[f32],
-        pre: Option<&[f16]>,
-        tables: &mut [Line],
-        vector: usize,
-        stride: usize,
-    ) -> (Step, Self::Start);
+    unsafe fn tables(ops: &Ops, x: &[f32], pre: Option<&[f16]>, place: Place<'_>) -> (Step, Self::Start);
     /// A row block's sums before the first run.
     fn begin(start: Self::Start) -> Self::Sums;
     /// Most vectors of activations of a run.
@@ -71,20 +80,13 @@ impl Arithmetic for Int {
     type Sums = IntSums;
     type Start = i32;
 
-    unsafe fn tables(
-        ops: &Ops,
-        x: &[f32],
-        pre: Option<&[f16]>,
-        tables: &mut [Line],
-        vector: usize,
-        stride: usize,
-    ) -> (Step, i32) {
+    unsafe fn tables(ops: &Ops, x: &[f32], pre: Option<&[f16]>, place: Place<'_>) -> (Step, i32) {
         // SAFETY: the caller's promise is passed on.
         unsafe {
             let step = Step::of((ops.extent)(x, pre));
             let start = match ops.int_tables {
                 IntTables::Each(make) => {
-                    let tables = &mut tables[vector * stride..][..stride];
+                    let tables = place.own();
                     if step.is_usable() {
                         make(x, pre, step, tables)
                     } else {
@@ -93,7 +95,7 @@ impl Arithmetic for Int {
                     }
                 }
                 IntTables::Shared(make) => {
-                    make(x, pre, step, tables, vector);
+                    make(x, pre, step, place.tables, place.vector);
                     0
                 }
             };
@@ -129,15 +131,8 @@ impl Arithmetic for F32 {
     type Sums = F32Sums;
     type Start = f64;
 
-    unsafe fn tables(
-        ops: &Ops,
-        x: &[f32],
-        pre: Option<&[f16]>,
-        tables: &mut [Line],
-        vector: usize,
-        stride: usize,
-    ) -> (Step, f64) {
-        let tables = &mut tables[vector * stride..][..stride];
+    unsafe fn tables(ops: &Ops, x: &[f32], pre: Option<&[f16]>, place: Place<'_>) -> (Step, f64) {
+        let tables = place.own();
         // SAFETY: the caller's promise is passed on.
         unsafe {
             let step = Step::exact((ops.extent)(x, pre));

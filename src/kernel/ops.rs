@@ -167,8 +167,9 @@ mod tests {
             })
             .collect();
         let x: Vec<f32> = q.iter().map(|q| f32::from(*q)).collect();
-        for (kernel, batch) in available().into_iter().flat_map(|k| [(k, 1), (k, 32)]) {
-            let ops = kernel.ops(Mode::Int, batch);
+        for kernel in available() {
+            // Those of small batches are another kernel's, which is available too.
+            let ops = kernel.ops(Mode::Int, 32);
             let mut tables = vec![Line::ZERO; cols.next_multiple_of(TABLE_COLS) / 8];
             let start = match ops.int_tables {
                 // SAFETY: the kernel is available.

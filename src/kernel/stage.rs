@@ -1,7 +1,7 @@
 //! One half of a factorized product, for runtimes that own their threads.
 
 use super::Kernel;
-use super::arithmetic::{Arithmetic, F32, Int, Mode};
+use super::arithmetic::{Arithmetic, F32, Int, Mode, Place};
 use super::ops::{INDEX_COLS, INDEX_LINES, Ops, Output, Run, TABLE_COLS};
 use super::quantize::Step;
 use super::scratch::{LINE, lines, view};
@@ -14,7 +14,7 @@ use std::ops::Range;
 pub const MAX_COLS: usize = 1 << 18;
 
 /// Columns of a batch whose tables are alive together. Their row blocks of signs are then read from the cache.
-const MAX_BATCH: usize = 32;
+pub(super) const MAX_BATCH: usize = 32;
 /// Bytes that the tables of a batch should not exceed, unless [`MIN_BATCH`] columns need more.
 const BATCH_BYTES: usize = 2 << 20;
 const MIN_BATCH: usize = 4;
@@ -198,8 +198,9 @@ impl<'a> Stage<'a> {
         for (c, t) in columns.clone().enumerate() {
             // SAFETY: column t of x, by the caller's promise.
             let x = unsafe { std::slice::from_raw_parts(x.start.add(t * x.stride), self.cols) };
+            let place = Place { tables: &mut *tables, vector: c, stride: per_column };
             // SAFETY: this CPU has what `ops` needs.
-            state[c] = unsafe { A::tables(ops, x, self.pre, tables, c, per_column) };
+            state[c] = unsafe { A::tables(ops, x, self.pre, place) };
         }
 
         let byte_cols = padded_cols(self.cols) / 8;

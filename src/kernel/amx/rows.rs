@@ -2,13 +2,14 @@
 
 use super::super::ops::{IntSums, Run};
 use super::super::scratch::Line;
+use super::super::stage::MAX_BATCH;
 use super::planes::TILE_VECTORS;
 use super::tile::{COLS, ROWS, STEP_LINES, Sums, Tiles};
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-/// Vectors of activations that share the expanded signs.
-pub(super) const VECTORS: usize = 32;
+/// Vectors of activations that share the expanded signs: whole batches, as their tables are shared.
+pub(super) const VECTORS: usize = MAX_BATCH;
 
 /// Columns of a row block whose signs are expanded at once: 16 KiB of bytes.
 const CHUNK: usize = 512;
