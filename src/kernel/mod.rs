@@ -35,6 +35,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod dispatch;
+mod lanes;
 mod matmul;
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
 mod neon;

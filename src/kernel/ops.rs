@@ -118,6 +118,49 @@ impl Run<'_> {
     }
 }
 
+/// Signs and activations of a batch whose vectors lie side by side.
+#[derive(Clone, Copy)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+pub(super) struct LaneRun<'a> {
+    /// Signs from the first row block on.
+    pub tile: &'a [u8],
+    /// Bytes from one row block to the next.
+    pub stride: usize,
+    /// Columns of signs over 8; even.
+    pub byte_cols: usize,
+    /// Row blocks.
+    pub blocks: usize,
+    /// Quantized activations; beyond the columns of the matrix they are 0.
+    pub q: &'a [i16],
+    /// Activations from one vector to the next.
+    pub q_stride: usize,
+    /// Vectors of activations.
+    pub vectors: usize,
+}
+
+/// Quantizes `pre * x` with a usable step. Returns what is added to twice the raised sums.
+pub(super) type LaneQuantize = unsafe fn(x: &[f32], pre: Option<&[f16]>, step: Step, q: &mut [i16]) -> i32;
+
+/// Adds the products of all columns to raised sums, of all lanes of the first row block, then of the next; in
+/// between they are the kernel's own matter.
+pub(super) type LaneRows = unsafe fn(run: &LaneRun<'_>, tables: &mut [Line], raised: &mut [Line]);
+
+/// The sums of a row block from the raised ones, for each lane.
+pub(super) type LaneSums = unsafe fn(raised: &[Line], start: &[i32], sums: &mut [IntSums]);
+
+/// Integer products of many vectors of activations, these side by side in registers.
+pub(super) struct Lanes {
+    /// Most vectors of a batch.
+    pub lanes: usize,
+    /// Vectors from which this is the fastest way.
+    pub from: usize,
+    /// Lines of scratch memory for tables.
+    pub table_lines: usize,
+    pub quantize: LaneQuantize,
+    pub rows: LaneRows,
+    pub sums: LaneSums,
+}
+
 /// Turns the signs of a run's row blocks into what an integer run looks up with, [`INDEX_LINES`] for each 8 columns,
 /// these padded to [`TABLE_COLS`].
 pub(super) type IndexOf = unsafe fn(run: &Run<'_>, blocks: usize, index: &mut [Line]);
@@ -140,6 +183,8 @@ pub(super) struct Ops {
     pub f32_tables: F32Tables,
     /// For kernels that gain by it when many vectors of activations meet the same signs.
     pub index: Option<IndexOf>,
+    /// Ways for larger batches, the largest first.
+    pub lanes: &'static [Lanes],
     pub int_rows: Rows<IntSums>,
     pub f32_rows: Rows<F32Sums>,
     pub int_out: Out<IntSums>,

@@ -1,8 +1,9 @@
 //! One half of a factorized product, for runtimes that own their threads.
 
 use super::Kernel;
+use super::lanes;
 use super::arithmetic::{Arithmetic, F32, Int, Mode, Place};
-use super::ops::{INDEX_COLS, INDEX_LINES, Ops, Output, Run, TABLE_COLS};
+use super::ops::{INDEX_COLS, INDEX_LINES, Lanes, Ops, Output, Run, TABLE_COLS};
 use super::quantize::Step;
 use super::scratch::{LINE, lines, view};
 use crate::bits::{TILE_ROWS, padded_cols, padded_rows, tile_bytes};
@@ -25,6 +26,9 @@ const GROUP_BLOCKS: usize = 16;
 
 /// Columns of a batch from which signs are made indices first, by kernels that can.
 const INDEX_FROM: usize = 12;
+
+/// Columns of a batch from which [`Lanes`] may be used, whatever the kernel.
+const LANES_FROM: usize = 8;
 
 /// Part `i` of `n` of `0..total`, as even as possible.
 fn share(total: usize, i: usize, n: usize) -> Range<usize> {
@@ -53,9 +57,9 @@ pub struct Stage<'a> {
 
 /// Columns of activations, or of the addend: column `t` starts `t * stride` floats after `start`.
 #[derive(Clone, Copy)]
-struct Columns<P> {
-    start: P,
-    stride: usize,
+pub(super) struct Columns<P> {
+    pub start: P,
+    pub stride: usize,
 }
 
 impl<'a> Stage<'a> {
@@ -105,12 +109,20 @@ impl<'a> Stage<'a> {
         if gain { GROUP_BLOCKS * self.index_cols() / 8 * INDEX_LINES } else { 0 }
     }
 
+    /// How so many columns, or the first of them, are best processed side by side.
+    fn lanes(&self, ops: &'static Ops, mode: Mode, columns: usize) -> Option<&'static Lanes> {
+        let fits = mode == Mode::Int && self.cols <= lanes::MAX_COLS && columns >= LANES_FROM;
+        ops.lanes.iter().find(|l| fits && columns >= l.from)
+    }
+
     /// Bytes of scratch memory that one thread needs for `n` columns, at any alignment. Bounded: it stops
     /// growing at 32 columns.
     pub fn work_size(&self, n: usize, mode: Mode) -> usize {
         let batch = self.batch(n, mode);
         let sums = GROUP_BLOCKS * batch * mode.sum_lines();
-        (self.tables_per_column(mode) * batch + sums + self.index_lines(batch, mode)) * LINE + LINE - 1
+        let tables = self.tables_per_column(mode) * batch + sums + self.index_lines(batch, mode);
+        let lanes = if mode == Mode::Int && n >= LANES_FROM { lanes::work_lines(self.cols) } else { 0 };
+        tables.max(lanes) * LINE + LINE - 1
     }
 
     /// Computes thread `ith`'s share (of `nth`) of `n` columns: `y = add + post * (S (pre * x))`.
@@ -158,9 +170,18 @@ impl<'a> Stage<'a> {
         let y = Columns { start: y, stride: y_stride };
         let add = add.map(|(start, stride)| Columns { start, stride });
         let batch = self.batch(n, mode);
-        for first in columns.clone().step_by(batch) {
-            let columns = first..columns.end.min(first + batch);
-            let ops = kernel.ops(mode, columns.len());
+        let mut first = columns.start;
+        while first < columns.end {
+            let left = columns.end - first;
+            let ops = kernel.ops(mode, left.min(batch));
+            let lanes = self.lanes(ops, mode, left);
+            let columns = first..first + left.min(lanes.map_or(batch, |l| l.lanes));
+            first = columns.end;
+            if let Some(lanes) = lanes {
+                // SAFETY: the kernel runs here; the caller vouches for the columns.
+                unsafe { self.lanes_of(ops, lanes, blocks.clone(), columns, x, add, y, work) };
+                continue;
+            }
             // SAFETY: the kernel runs here; the caller vouches for the columns.
             unsafe {
                 match mode {

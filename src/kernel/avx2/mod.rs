@@ -4,6 +4,7 @@
 
 pub(super) mod exact;
 pub(super) mod int;
+mod lanes;
 
 use super::ops::{IntTables, Ops, Output};
 use super::quantize::{self, Extent};
@@ -18,6 +19,7 @@ pub(super) const OPS: Ops = Ops {
     int_tables: IntTables::Each(int::tables),
     f32_tables: exact::tables,
     index: None,
+    lanes: &[lanes::LANES_16],
     int_rows: int::rows,
     f32_rows: exact::rows,
     int_out: int::out,

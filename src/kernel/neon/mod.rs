@@ -19,6 +19,7 @@ pub(super) const OPS: Ops = Ops {
     int_tables: IntTables::Each(int::tables),
     f32_tables: scalar::f32_tables,
     index: None,
+    lanes: &[],
     int_rows: int::rows,
     f32_rows: scalar::f32_rows,
     int_out: int::out,
