@@ -1,35 +1,28 @@
 //! Batches whose vectors of activations lie side by side in registers ([`Lanes`]).
 
-use super::ops::{IntSums, LaneRun, Lanes, Ops, Output};
+use super::ops::{IntSums, LANE_COLS, LANE_TABLES, LANES, LaneRun, Lanes, Ops, Output};
 use super::quantize::Step;
 use super::scratch::{LINE, Line, lines, view};
 use super::stage::{Columns, Stage};
 use crate::bits::{TILE_ROWS, padded_cols};
 use std::ops::Range;
 
-/// Most vectors of a batch.
-pub(super) const MAX_LANES: usize = 32;
-
-/// Columns of signs beyond which the activations of a batch would need too much scratch memory, 2 MiB.
-pub(super) const MAX_COLS: usize = 32768;
+/// Columns of signs beyond which the activations of a batch would need more than 1 MiB of scratch memory.
+pub(super) const MOST_COLS: usize = 32768;
 
 /// Row blocks that share the tables: what it costs to build them is the lookups of 25 rows.
 const GROUP_BLOCKS: usize = 32;
 
-/// Columns are padded to this.
-const PAD: usize = 64;
-
-/// Lines for the tables of any [`Lanes`].
-const MAX_TABLE_LINES: usize = 512;
+/// Lines of a row block's sums.
+const BLOCK_LINES: usize = size_of::<[IntSums; LANES]>() / LINE;
 
 /// Lines of scratch memory for batches of a matrix of so many columns; none if there are no such batches.
 pub(super) fn work_lines(cols: usize) -> usize {
-    if cols > MAX_COLS {
+    if cols > MOST_COLS {
         return 0;
     }
-    let q = MAX_LANES * cols.next_multiple_of(PAD) * size_of::<i16>() / LINE;
-    let sums = (GROUP_BLOCKS + 1) * MAX_LANES * size_of::<IntSums>() / LINE;
-    MAX_TABLE_LINES + q + sums
+    let q = LANES * cols.next_multiple_of(LANE_COLS) * size_of::<i16>() / LINE;
+    LANE_TABLES + q + (GROUP_BLOCKS + 1) * BLOCK_LINES
 }
 
 impl Stage<'_> {
@@ -50,16 +43,15 @@ impl Stage<'_> {
         work: &mut [u8],
     ) {
         let vectors = columns.len();
-        assert!(vectors <= lanes.lanes && lanes.lanes <= MAX_LANES && self.cols <= MAX_COLS);
-        let q_stride = self.cols.next_multiple_of(PAD);
-        let (tables, rest) = lines(work).split_at_mut(lanes.table_lines);
+        assert!(vectors <= LANES && self.cols <= MOST_COLS);
+        let q_stride = self.cols.next_multiple_of(LANE_COLS);
+        let (tables, rest) = lines(work).split_first_chunk_mut().expect("scratch memory");
         let (q, rest) = rest.split_at_mut(vectors * q_stride * size_of::<i16>() / LINE);
-        let per_block = lanes.lanes * size_of::<IntSums>() / LINE;
-        let (raised, rest) = rest.split_at_mut(GROUP_BLOCKS * per_block);
-        let sums: &mut [IntSums] = view(&mut rest[..per_block]);
+        let (raised, rest) = rest.split_at_mut(GROUP_BLOCKS * BLOCK_LINES);
+        let sums = view(&mut rest[..BLOCK_LINES]).first_chunk_mut().expect("scratch memory");
 
-        let mut steps = [Step { shift: 1.0, step: 0.0, unshift: 1.0 }; MAX_LANES];
-        let mut start = [0; MAX_LANES];
+        let mut steps = [Step { shift: 1.0, step: 0.0, unshift: 1.0 }; LANES];
+        let mut start = [0; LANES];
         let q: &mut [i16] = view(q);
         for (c, q) in q.chunks_exact_mut(q_stride).enumerate() {
             // SAFETY: a column of x, by the caller's promise; this CPU has what is needed.
@@ -79,19 +71,19 @@ impl Stage<'_> {
         let stride = byte_cols * TILE_ROWS;
         for first in blocks.clone().step_by(GROUP_BLOCKS) {
             let group = first..blocks.end.min(first + GROUP_BLOCKS);
-            let raised = &mut raised[..group.len() * per_block];
+            let raised = &mut raised[..group.len() * BLOCK_LINES];
             raised.fill(Line::ZERO);
             let tile = &self.tile[first * stride..];
             let run = LaneRun { tile, stride, byte_cols, blocks: group.len(), q, q_stride, vectors };
             // SAFETY: this CPU has what `lanes` needs.
             unsafe { (lanes.rows)(&run, tables, raised) };
-            for (block, raised) in group.zip(raised.chunks_exact(per_block)) {
+            for (block, raised) in group.zip(raised.chunks_exact(BLOCK_LINES)) {
                 let row = block * TILE_ROWS;
                 let rows = TILE_ROWS.min(self.rows - row);
                 let post = self.post.map(|p| &p[row..row + rows]);
                 // SAFETY: rows `row..row + rows` of the columns are inside the caller's columns.
                 unsafe {
-                    (lanes.sums)(raised, &start[..lanes.lanes], sums);
+                    (lanes.sums)(raised, &start, sums);
                     for ((t, sums), step) in columns.clone().zip(&*sums).zip(steps) {
                         let add = add.map(|a| a.start.add(t * a.stride + row));
                         let y = y.start.add(t * y.stride + row);

@@ -11,6 +11,15 @@ pub(super) const INDEX_COLS: usize = 2048;
 /// Lines of indices per 8 columns of a row block.
 pub(super) const INDEX_LINES: usize = 1;
 
+/// Most vectors of activations side by side.
+pub(super) const LANES: usize = 16;
+/// Vectors from which [`Lanes`] are faster.
+pub(super) const LANES_FROM: usize = 12;
+/// Activations of [`Lanes`] are padded to this.
+pub(super) const LANE_COLS: usize = 64;
+/// Lines for the tables of as many columns.
+pub(super) const LANE_TABLES: usize = 256;
+
 /// Columns summed in f32 before the sum moves on to f64 in `Mode::F32`.
 pub const F32_CHUNK: usize = 256;
 
@@ -143,19 +152,15 @@ pub(super) type LaneQuantize = unsafe fn(x: &[f32], pre: Option<&[f16]>, step: S
 
 /// Adds the products of all columns to raised sums, of all lanes of the first row block, then of the next; in
 /// between they are the kernel's own matter.
-pub(super) type LaneRows = unsafe fn(run: &LaneRun<'_>, tables: &mut [Line], raised: &mut [Line]);
+pub(super) type LaneRows =
+    unsafe fn(run: &LaneRun<'_>, tables: &mut [Line; LANE_TABLES], raised: &mut [Line]);
 
 /// The sums of a row block from the raised ones, for each lane.
-pub(super) type LaneSums = unsafe fn(raised: &[Line], start: &[i32], sums: &mut [IntSums]);
+pub(super) type LaneSums = unsafe fn(raised: &[Line], start: &[i32; LANES], sums: &mut [IntSums; LANES]);
 
-/// Integer products of many vectors of activations, these side by side in registers.
+/// Integer products of [`LANES_FROM`] to [`LANES`] vectors of activations, these side by side in registers.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub(super) struct Lanes {
-    /// Most vectors of a batch.
-    pub lanes: usize,
-    /// Vectors from which this is the fastest way.
-    pub from: usize,
-    /// Lines of scratch memory for tables.
-    pub table_lines: usize,
     pub quantize: LaneQuantize,
     pub rows: LaneRows,
     pub sums: LaneSums,
@@ -183,8 +188,8 @@ pub(super) struct Ops {
     pub f32_tables: F32Tables,
     /// For kernels that gain by it when many vectors of activations meet the same signs.
     pub index: Option<IndexOf>,
-    /// Ways for larger batches, the largest first.
-    pub lanes: &'static [Lanes],
+    /// For kernels that have a faster way for larger batches.
+    pub lanes: Option<Lanes>,
     pub int_rows: Rows<IntSums>,
     pub f32_rows: Rows<F32Sums>,
     pub int_out: Out<IntSums>,
@@ -195,6 +200,7 @@ pub(super) struct Ops {
 mod tests {
     use super::*;
     use crate::bits::SignMatrix;
+    use crate::kernel::scratch::LINE;
     use crate::kernel::{Mode, available};
 
     const UNIT: Step = Step { shift: 1.0, step: 1.0, unshift: 1.0 };
@@ -258,6 +264,38 @@ mod tests {
                     "{kernel} {rows} x {cols}, indices: {}",
                     index.is_some()
                 );
+            }
+            if let Some(lanes) = &ops.lanes {
+                compare_lanes(lanes, &x, signs, &want);
+            }
+        }
+    }
+
+    /// `x` in all lanes but the last, with changing sign; it is not there in the last one.
+    fn compare_lanes(lanes: &Lanes, x: &[f32], signs: &SignMatrix, want: &[i32]) {
+        let (blocks, q_stride) = (signs.rows() / 32, x.len().next_multiple_of(LANE_COLS));
+        let vectors = LANES - 1;
+        let mut q = vec![0; vectors * q_stride];
+        let mut start = [0; LANES];
+        let mut tables = [Line::ZERO; LANE_TABLES];
+        let per_block = size_of::<[IntSums; LANES]>() / LINE;
+        let mut raised = vec![Line::ZERO; blocks * per_block];
+        let mut sums = [[0; 32]; LANES];
+        // SAFETY: the kernel is available.
+        unsafe {
+            for (v, q) in q.chunks_exact_mut(q_stride).enumerate() {
+                let x: Vec<f32> = x.iter().map(|x| if v % 2 == 0 { *x } else { -*x }).collect();
+                start[v] = (lanes.quantize)(&x, None, UNIT, q);
+            }
+            let (tile, byte_cols) = (signs.as_bytes(), x.len() / 8);
+            let run = LaneRun { tile, stride: 32 * byte_cols, byte_cols, blocks, q: &q, q_stride, vectors };
+            (lanes.rows)(&run, &mut tables, &mut raised);
+            for (raised, want) in raised.chunks_exact(per_block).zip(want.as_chunks().0) {
+                (lanes.sums)(raised, &start, &mut sums);
+                for (v, sums) in sums.iter().take(vectors).enumerate() {
+                    let want: [i32; 32] = want.map(|w| if v % 2 == 0 { w } else { -w });
+                    assert_eq!(*sums, want, "lane {v}, {} columns", x.len());
+                }
             }
         }
     }

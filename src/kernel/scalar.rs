@@ -12,7 +12,7 @@ pub(super) const OPS: Ops = Ops {
     int_tables: IntTables::Each(int_tables),
     f32_tables,
     index: None,
-    lanes: &[],
+    lanes: None,
     int_rows,
     f32_rows,
     int_out,

@@ -1,9 +1,9 @@
 //! One half of a factorized product, for runtimes that own their threads.
 
 use super::Kernel;
-use super::lanes;
 use super::arithmetic::{Arithmetic, F32, Int, Mode, Place};
-use super::ops::{INDEX_COLS, INDEX_LINES, Lanes, Ops, Output, Run, TABLE_COLS};
+use super::lanes;
+use super::ops::{INDEX_COLS, INDEX_LINES, LANES, LANES_FROM, Lanes, Ops, Output, Run, TABLE_COLS};
 use super::quantize::Step;
 use super::scratch::{LINE, lines, view};
 use crate::bits::{TILE_ROWS, padded_cols, padded_rows, tile_bytes};
@@ -26,9 +26,6 @@ const GROUP_BLOCKS: usize = 16;
 
 /// Columns of a batch from which signs are made indices first, by kernels that can.
 const INDEX_FROM: usize = 12;
-
-/// Columns of a batch from which [`Lanes`] may be used, whatever the kernel.
-const LANES_FROM: usize = 8;
 
 /// Part `i` of `n` of `0..total`, as even as possible.
 fn share(total: usize, i: usize, n: usize) -> Range<usize> {
@@ -109,10 +106,10 @@ impl<'a> Stage<'a> {
         if gain { GROUP_BLOCKS * self.index_cols() / 8 * INDEX_LINES } else { 0 }
     }
 
-    /// How so many columns, or the first of them, are best processed side by side.
+    /// What processes so many columns, or the first of them, side by side, where that is faster.
     fn lanes(&self, ops: &'static Ops, mode: Mode, columns: usize) -> Option<&'static Lanes> {
-        let fits = mode == Mode::Int && self.cols <= lanes::MAX_COLS && columns >= LANES_FROM;
-        ops.lanes.iter().find(|l| fits && columns >= l.from)
+        let fits = mode == Mode::Int && self.cols <= lanes::MOST_COLS && columns >= LANES_FROM;
+        ops.lanes.as_ref().filter(|_| fits)
     }
 
     /// Bytes of scratch memory that one thread needs for `n` columns, at any alignment. Bounded: it stops
@@ -175,7 +172,7 @@ impl<'a> Stage<'a> {
             let left = columns.end - first;
             let ops = kernel.ops(mode, left.min(batch));
             let lanes = self.lanes(ops, mode, left);
-            let columns = first..first + left.min(lanes.map_or(batch, |l| l.lanes));
+            let columns = first..first + left.min(lanes.map_or(batch, |_| LANES));
             first = columns.end;
             if let Some(lanes) = lanes {
                 // SAFETY: the kernel runs here; the caller vouches for the columns.

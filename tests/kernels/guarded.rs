@@ -12,7 +12,7 @@ use memory::Guarded;
 fn nothing_beyond_the_buffers_is_touched() {
     let mut random = Random(10);
     for (rows, cols) in [(1, 1), (33, 17), (9, 4097), (40, 31), (64, 64), (12, 8203)] {
-        for n in [1, 3] {
+        for n in [1, 3, 13] {
             let signs = random.signs(rows, cols);
             let tile = Guarded::new(signs.as_bytes());
             let pre = Guarded::new(&random.scales(cols, 1.0));

@@ -119,11 +119,16 @@ fn padding_bits_of_the_tile_do_not_matter() {
 #[test]
 fn wide_matrices_are_read_in_runs() {
     // Beyond the columns of a run and of what 16-bit sums take, row blocks beyond a group; rows and columns that end early.
-    // The last one has more columns than signs are made indices of at a time.
+    // Further more columns than signs are made indices of at a time, and than vectors side by side take.
     let mut random = Random(7);
-    for (rows, cols, n, nth) in
-        [(70, 35_003, 3, 1), (545, 18_450, 2, 1), (33, 16_400, 9, 2), (545, 4103, 13, 1)]
-    {
+    for (rows, cols, n, nth) in [
+        (70, 35_003, 3, 1),
+        (545, 18_450, 2, 1),
+        (33, 16_400, 9, 2),
+        (545, 4103, 13, 1),
+        (1090, 130, 45, 1),
+        (40, 33_000, 12, 1),
+    ] {
         let signs = random.signs(rows, cols);
         let (pre, post) = (random.scales(cols, 1.0), random.scales(rows, 1.0));
         let x: Vec<f32> = (0..cols * n).map(|_| random.normal()).collect();

@@ -22,7 +22,7 @@ pub(super) const OPS: Ops = Ops {
     int_tables: IntTables::Shared(planes::planes),
     f32_tables: exact::tables,
     index: None,
-    lanes: &[],
+    lanes: None,
     int_rows: rows::rows,
     f32_rows: exact::rows,
     int_out: avx512::OPS.int_out,

@@ -10,18 +10,12 @@
 //! sum_k +-q_k = 2 sum_{k: +} q_k - sum_k q_k = 2 (raised sums) - sum_k |q_k|
 //! ```
 
-use super::super::ops::{IntSums, LaneRun, Lanes};
+use super::super::ops::{IntSums, LANE_COLS, LANE_TABLES, LANES, LaneRun};
 use super::super::quantize::Step;
 use super::super::scratch::Line;
 use super::each_eight;
 use half::f16;
 use std::arch::x86_64::*;
-
-/// Vectors of a batch: 16-bit lanes of a register.
-pub(super) const LANES: usize = 16;
-
-pub(super) const LANES_16: Lanes =
-    Lanes { lanes: LANES, from: 10, table_lines: STEPS * STEP_LINES, quantize, rows, sums };
 
 /// Columns whose lookups add up in 16 bits.
 const STEP: usize = 16;
@@ -33,7 +27,8 @@ const ENTRY_BYTES: usize = 2 * LANES;
 const STEP_LINES: usize = ENTRIES * ENTRY_BYTES / 64;
 
 /// Steps whose tables are alive together, 16 KiB: half of a small first-level cache.
-const STEPS: usize = 4;
+const STEPS: usize = LANE_COLS / STEP;
+const _: () = assert!(STEPS * STEP_LINES == LANE_TABLES);
 
 /// Indices of the rows of a row block: for each step and table, each row's, times four. An address has room for the
 /// other factor of eight.
@@ -42,7 +37,7 @@ type Index = [[[u8; 32]; 3]; STEPS];
 /// Quantizes `pre * x` into `q`, which is padded with zeros. Returns what twice the raised sums are too large by,
 /// negative.
 #[target_feature(enable = "avx2,f16c")]
-fn quantize(x: &[f32], pre: Option<&[f16]>, step: Step, q: &mut [i16]) -> i32 {
+pub(super) fn quantize(x: &[f32], pre: Option<&[f16]>, step: Step, q: &mut [i16]) -> i32 {
     let (shift, divisor) = (_mm256_set1_ps(step.shift), _mm256_set1_ps(step.step));
     let one = _mm_set1_epi16(1);
     let mut magnitudes = _mm_setzero_si128();
@@ -60,8 +55,8 @@ fn quantize(x: &[f32], pre: Option<&[f16]>, step: Step, q: &mut [i16]) -> i32 {
 /// Adds the raised sums of all columns. `sums` has, for each row, two vectors of 32-bit sums: of pairs of lanes as they
 /// are (even + 65536 odd), and of odd lanes.
 #[target_feature(enable = "avx2")]
-fn rows(run: &LaneRun<'_>, tables: &mut [Line], sums: &mut [Line]) {
-    assert!(tables.len() >= STEPS * STEP_LINES && sums.len() == 32 * run.blocks);
+pub(super) fn rows(run: &LaneRun<'_>, tables: &mut [Line; LANE_TABLES], sums: &mut [Line]) {
+    assert!(sums.len() == 32 * run.blocks);
     assert!(run.byte_cols.is_multiple_of(2) && run.q_stride >= 8 * run.byte_cols);
     assert!((1..=LANES).contains(&run.vectors) && run.q.len() >= run.vectors * run.q_stride);
     assert!(run.blocks == 0 || run.tile.len() >= (run.blocks - 1) * run.stride + 32 * run.byte_cols);
@@ -149,8 +144,8 @@ fn indices(signs: &[u8], index: &mut [[u8; 32]; 3]) {
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn row_block<const N: usize>(index: &Index, tables: &[Line], sums: &mut [Line]) {
-    assert!(tables.len() >= N * STEP_LINES && sums.len() == 32);
+fn row_block<const N: usize>(index: &Index, tables: &[Line; LANE_TABLES], sums: &mut [Line]) {
+    assert!(N <= STEPS && sums.len() == 32);
     let tables: *const u8 = tables.as_ptr().cast();
     for (r, sums) in sums.iter_mut().enumerate() {
         let p: *mut __m256i = sums.0.as_mut_ptr().cast();
@@ -174,8 +169,8 @@ fn row_block<const N: usize>(index: &Index, tables: &[Line], sums: &mut [Line]) 
 
 /// The sums of a row block for each vector: twice the raised ones, plus `start`.
 #[target_feature(enable = "avx2")]
-fn sums(raised: &[Line], start: &[i32], out: &mut [IntSums]) {
-    assert!(raised.len() == 32 && start.len() == LANES && out.len() == LANES);
+pub(super) fn sums(raised: &[Line], start: &[i32; LANES], out: &mut [IntSums; LANES]) {
+    assert!(raised.len() == 32);
     for first in (0..32).step_by(8) {
         let (mut even, mut odd) = ([_mm256_setzero_si256(); 8], [_mm256_setzero_si256(); 8]);
         for (r, line) in raised[first..first + 8].iter().enumerate() {

@@ -6,7 +6,7 @@ pub(super) mod exact;
 pub(super) mod int;
 mod lanes;
 
-use super::ops::{IntTables, Ops, Output};
+use super::ops::{IntTables, Lanes, Ops, Output};
 use super::quantize::{self, Extent};
 use super::scalar::write_rows;
 use half::f16;
@@ -19,7 +19,7 @@ pub(super) const OPS: Ops = Ops {
     int_tables: IntTables::Each(int::tables),
     f32_tables: exact::tables,
     index: None,
-    lanes: &[lanes::LANES_16],
+    lanes: Some(Lanes { quantize: lanes::quantize, rows: lanes::rows, sums: lanes::sums }),
     int_rows: int::rows,
     f32_rows: exact::rows,
     int_out: int::out,

@@ -19,7 +19,7 @@ pub(super) const OPS: Ops = Ops {
     int_tables: IntTables::Each(tables::tables),
     f32_tables: exact::tables,
     index: Some(rows::index),
-    lanes: &[],
+    lanes: None,
     int_rows: rows::rows,
     f32_rows: exact::rows,
     int_out: values::out,

@@ -19,7 +19,7 @@ pub(super) const OPS: Ops = Ops {
     int_tables: IntTables::Each(int::tables),
     f32_tables: scalar::f32_tables,
     index: None,
-    lanes: &[],
+    lanes: None,
     int_rows: int::rows,
     f32_rows: scalar::f32_rows,
     int_out: int::out,
