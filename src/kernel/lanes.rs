@@ -10,7 +10,7 @@ use std::ops::Range;
 /// Columns of signs beyond which the activations of a batch would need more than 1 MiB of scratch memory.
 pub(super) const MOST_COLS: usize = 32768;
 
-/// Row blocks that share the tables: what it costs to build them is the lookups of 25 rows.
+/// Row blocks that share the tables: what it costs to build them is the lookups of 35 rows, by the count of instructions.
 const GROUP_BLOCKS: usize = 32;
 
 /// Lines of a row block's sums.
