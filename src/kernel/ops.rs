@@ -1,7 +1,7 @@
 //! What an instruction set has to provide; the loops around it are shared (`stage`).
 
 use super::quantize::{Extent, Step};
-use super::scratch::Line;
+use super::scratch::{LINE, Line};
 use half::f16;
 
 /// Most columns of a run whose signs are made indices first, a multiple of [`TABLE_COLS`]: the indices of a group of row
@@ -19,6 +19,8 @@ pub(super) const LANES_FROM: usize = 12;
 pub(super) const LANE_COLS: usize = 64;
 /// Lines for the tables of as many columns.
 pub(super) const LANE_TABLES: usize = 256;
+/// Lines of a row block's sums of all lanes.
+pub(super) const LANE_SUMS: usize = size_of::<[IntSums; LANES]>() / LINE;
 
 /// Columns summed in f32 before the sum moves on to f64 in `Mode::F32`.
 pub const F32_CHUNK: usize = 256;
@@ -137,26 +139,22 @@ pub(super) struct LaneRun<'a> {
     pub stride: usize,
     /// Columns of signs over 8; even.
     pub byte_cols: usize,
-    /// Row blocks.
-    pub blocks: usize,
-    /// Quantized activations; beyond the columns of the matrix they are 0.
+    /// Quantized activations of at most [`LANES`] vectors; beyond the columns of the matrix they are 0.
     pub q: &'a [i16],
-    /// Activations from one vector to the next.
+    /// Activations of each vector.
     pub q_stride: usize,
-    /// Vectors of activations.
-    pub vectors: usize,
 }
 
 /// Quantizes `pre * x` with a usable step. Returns what is added to twice the raised sums.
 pub(super) type LaneQuantize = unsafe fn(x: &[f32], pre: Option<&[f16]>, step: Step, q: &mut [i16]) -> i32;
 
-/// Adds the products of all columns to raised sums, of all lanes of the first row block, then of the next; in
-/// between they are the kernel's own matter.
+/// Adds the products of all columns to the raised sums of each row block, whose form is the kernel's own matter.
 pub(super) type LaneRows =
-    unsafe fn(run: &LaneRun<'_>, tables: &mut [Line; LANE_TABLES], raised: &mut [Line]);
+    unsafe fn(run: &LaneRun<'_>, tables: &mut [Line; LANE_TABLES], raised: &mut [[Line; LANE_SUMS]]);
 
 /// The sums of a row block from the raised ones, for each lane.
-pub(super) type LaneSums = unsafe fn(raised: &[Line], start: &[i32; LANES], sums: &mut [IntSums; LANES]);
+pub(super) type LaneSums =
+    unsafe fn(raised: &[Line; LANE_SUMS], start: &[i32; LANES], sums: &mut [IntSums; LANES]);
 
 /// Integer products of [`LANES_FROM`] to [`LANES`] vectors of activations, these side by side in registers.
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
@@ -200,7 +198,6 @@ pub(super) struct Ops {
 mod tests {
     use super::*;
     use crate::bits::SignMatrix;
-    use crate::kernel::scratch::LINE;
     use crate::kernel::{Mode, available};
 
     const UNIT: Step = Step { shift: 1.0, step: 1.0, unshift: 1.0 };
@@ -274,12 +271,10 @@ mod tests {
     /// `x` in all lanes but the last, with changing sign; it is not there in the last one.
     fn compare_lanes(lanes: &Lanes, x: &[f32], signs: &SignMatrix, want: &[i32]) {
         let (blocks, q_stride) = (signs.rows() / 32, x.len().next_multiple_of(LANE_COLS));
-        let vectors = LANES - 1;
-        let mut q = vec![0; vectors * q_stride];
+        let mut q = vec![0; (LANES - 1) * q_stride];
         let mut start = [0; LANES];
         let mut tables = [Line::ZERO; LANE_TABLES];
-        let per_block = size_of::<[IntSums; LANES]>() / LINE;
-        let mut raised = vec![Line::ZERO; blocks * per_block];
+        let mut raised = vec![[Line::ZERO; LANE_SUMS]; blocks];
         let mut sums = [[0; 32]; LANES];
         // SAFETY: the kernel is available.
         unsafe {
@@ -288,11 +283,11 @@ mod tests {
                 start[v] = (lanes.quantize)(&x, None, UNIT, q);
             }
             let (tile, byte_cols) = (signs.as_bytes(), x.len() / 8);
-            let run = LaneRun { tile, stride: 32 * byte_cols, byte_cols, blocks, q: &q, q_stride, vectors };
+            let run = LaneRun { tile, stride: 32 * byte_cols, byte_cols, q: &q, q_stride };
             (lanes.rows)(&run, &mut tables, &mut raised);
-            for (raised, want) in raised.chunks_exact(per_block).zip(want.as_chunks().0) {
+            for (raised, want) in raised.iter().zip(want.as_chunks().0) {
                 (lanes.sums)(raised, &start, &mut sums);
-                for (v, sums) in sums.iter().take(vectors).enumerate() {
+                for (v, sums) in sums.iter().take(LANES - 1).enumerate() {
                     let want: [i32; 32] = want.map(|w| if v % 2 == 0 { w } else { -w });
                     assert_eq!(*sums, want, "lane {v}, {} columns", x.len());
                 }

@@ -3,7 +3,7 @@
 use super::Kernel;
 use super::arithmetic::{Arithmetic, F32, Int, Mode, Place};
 use super::lanes;
-use super::ops::{INDEX_COLS, INDEX_LINES, LANES, LANES_FROM, Lanes, Ops, Output, Run, TABLE_COLS};
+use super::ops::{INDEX_COLS, INDEX_LINES, LANES, LANES_FROM, Ops, Output, Run, TABLE_COLS};
 use super::quantize::Step;
 use super::scratch::{LINE, lines, view};
 use crate::bits::{TILE_ROWS, padded_cols, padded_rows, tile_bytes};
@@ -54,9 +54,19 @@ pub struct Stage<'a> {
 
 /// Columns of activations, or of the addend: column `t` starts `t * stride` floats after `start`.
 #[derive(Clone, Copy)]
-pub(super) struct Columns<P> {
-    pub start: P,
-    pub stride: usize,
+struct Columns<P> {
+    start: P,
+    stride: usize,
+}
+
+/// Which row blocks of which columns are computed at once, and where inputs and outputs lie.
+#[derive(Clone)]
+pub(super) struct Batch {
+    pub blocks: Range<usize>,
+    pub columns: Range<usize>,
+    x: Columns<*const f32>,
+    add: Option<Columns<*const f32>>,
+    y: Columns<*mut f32>,
 }
 
 impl<'a> Stage<'a> {
@@ -106,10 +116,9 @@ impl<'a> Stage<'a> {
         if gain { GROUP_BLOCKS * self.index_cols() / 8 * INDEX_LINES } else { 0 }
     }
 
-    /// What processes so many columns, or the first of them, side by side, where that is faster.
-    fn lanes(&self, ops: &'static Ops, mode: Mode, columns: usize) -> Option<&'static Lanes> {
-        let fits = mode == Mode::Int && self.cols <= lanes::MOST_COLS && columns >= LANES_FROM;
-        ops.lanes.as_ref().filter(|_| fits)
+    /// Whether so many columns, or the first of them, may be processed side by side.
+    fn in_lanes(&self, n: usize, mode: Mode) -> bool {
+        mode == Mode::Int && self.cols <= lanes::MOST_COLS && n >= LANES_FROM
     }
 
     /// Bytes of scratch memory that one thread needs for `n` columns, at any alignment. Bounded: it stops
@@ -118,7 +127,7 @@ impl<'a> Stage<'a> {
         let batch = self.batch(n, mode);
         let sums = GROUP_BLOCKS * batch * mode.sum_lines();
         let tables = self.tables_per_column(mode) * batch + sums + self.index_lines(batch, mode);
-        let lanes = if mode == Mode::Int && n >= LANES_FROM { lanes::work_lines(self.cols) } else { 0 };
+        let lanes = if self.in_lanes(n, mode) { lanes::work_lines(self.cols) } else { 0 };
         tables.max(lanes) * LINE + LINE - 1
     }
 
@@ -171,39 +180,51 @@ impl<'a> Stage<'a> {
         while first < columns.end {
             let left = columns.end - first;
             let ops = kernel.ops(mode, left.min(batch));
-            let lanes = self.lanes(ops, mode, left);
-            let columns = first..first + left.min(lanes.map_or(batch, |_| LANES));
+            let lanes = ops.lanes.as_ref().filter(|_| self.in_lanes(left, mode));
+            let columns = first..first + left.min(if lanes.is_some() { LANES } else { batch });
             first = columns.end;
-            if let Some(lanes) = lanes {
-                // SAFETY: the kernel runs here; the caller vouches for the columns.
-                unsafe { self.lanes_of(ops, lanes, blocks.clone(), columns, x, add, y, work) };
-                continue;
-            }
+            let batch = Batch { blocks: blocks.clone(), columns, x, add, y };
             // SAFETY: the kernel runs here; the caller vouches for the columns.
             unsafe {
-                match mode {
-                    Mode::Int => self.batch_of::<Int>(ops, blocks.clone(), columns, x, add, y, work),
-                    Mode::F32 => self.batch_of::<F32>(ops, blocks.clone(), columns, x, add, y, work),
+                match (lanes, mode) {
+                    (Some(lanes), _) => self.lanes_of(ops, lanes, &batch, work),
+                    (None, Mode::Int) => self.batch_of::<Int>(ops, &batch, work),
+                    (None, Mode::F32) => self.batch_of::<F32>(ops, &batch, work),
                 }
             }
         }
     }
 
-    /// Row blocks `blocks` of the columns `columns`, at most a batch.
+    /// Column `t` of the inputs.
+    ///
+    /// # Safety
+    /// It exists, by the promise of [`Self::run`]'s caller.
+    pub(super) unsafe fn input<'x>(&self, batch: &'x Batch, t: usize) -> &'x [f32] {
+        // SAFETY: `cols` floats, by the caller's promise.
+        unsafe { std::slice::from_raw_parts(batch.x.start.add(t * batch.x.stride), self.cols) }
+    }
+
+    /// Where the results of row block `block` of column `t` go.
+    ///
+    /// # Safety
+    /// As [`Self::input`].
+    pub(super) unsafe fn output(&self, batch: &Batch, block: usize, t: usize, step: Step) -> Output<'a> {
+        let row = block * TILE_ROWS;
+        let rows = TILE_ROWS.min(self.rows - row);
+        // SAFETY: rows `row..row + rows` of column t are inside the caller's columns.
+        let (add, y) = unsafe {
+            let add = batch.add.map(|a| a.start.add(t * a.stride + row));
+            (add, batch.y.start.add(t * batch.y.stride + row))
+        };
+        Output { rows, step, post: self.post.map(|p| &p[row..row + rows]), add, y }
+    }
+
+    /// At most as many columns as [`Self::batch`] says.
     ///
     /// # Safety
     /// As [`Self::run`], and this CPU has what `ops` needs.
-    #[allow(clippy::too_many_arguments)]
-    unsafe fn batch_of<A: Arithmetic>(
-        &self,
-        ops: &Ops,
-        blocks: Range<usize>,
-        columns: Range<usize>,
-        x: Columns<*const f32>,
-        add: Option<Columns<*const f32>>,
-        y: Columns<*mut f32>,
-        work: &mut [u8],
-    ) {
+    unsafe fn batch_of<A: Arithmetic>(&self, ops: &Ops, batch: &Batch, work: &mut [u8]) {
+        let Batch { blocks, columns, .. } = batch;
         let per_column = self.tables_per_column(A::MODE);
         let (tables, rest) = lines(work).split_at_mut(per_column * columns.len());
         let (sums, rest) = rest.split_at_mut(GROUP_BLOCKS * columns.len() * A::MODE.sum_lines());
@@ -214,11 +235,9 @@ impl<'a> Stage<'a> {
 
         let mut state = [(Step { shift: 1.0, step: 0.0, unshift: 1.0 }, A::Start::default()); MAX_BATCH];
         for (c, t) in columns.clone().enumerate() {
-            // SAFETY: column t of x, by the caller's promise.
-            let x = unsafe { std::slice::from_raw_parts(x.start.add(t * x.stride), self.cols) };
             let place = Place { tables: &mut *tables, vector: c, stride: per_column };
-            // SAFETY: this CPU has what `ops` needs.
-            state[c] = unsafe { A::tables(ops, x, self.pre, place) };
+            // SAFETY: this CPU has what `ops` needs; a column of the batch.
+            state[c] = unsafe { A::tables(ops, self.input(batch, t), self.pre, place) };
         }
 
         let byte_cols = padded_cols(self.cols) / 8;
@@ -268,15 +287,8 @@ impl<'a> Stage<'a> {
                     for (c, sums) in (c..).zip(sums.chunks_exact(group.len())) {
                         let t = columns.start + c;
                         for (block, sums) in group.clone().zip(sums) {
-                            let row = block * TILE_ROWS;
-                            let rows = TILE_ROWS.min(self.rows - row);
-                            // SAFETY: rows `row..row + rows` of column t are inside the caller's columns.
-                            unsafe {
-                                let add = add.map(|a| a.start.add(t * a.stride + row));
-                                let y = y.start.add(t * y.stride + row);
-                                let post = self.post.map(|p| &p[row..row + rows]);
-                                A::out(ops, sums, Output { rows, step: state[c].0, post, add, y });
-                            }
+                            // SAFETY: this CPU has what `ops` needs; a block and column of the batch.
+                            unsafe { A::out(ops, sums, self.output(batch, block, t, state[c].0)) };
                         }
                     }
                 }

@@ -108,7 +108,7 @@ fn one_and_two_threads_give_the_same_file() {
     // Matrices of two blocks: all shapes of the model.
     let some = ["--bpw", "1.0", "--iterations", "4", "--tensor-rule", r"blk\.([2-9]|\d\d)\.=keep", "--force"];
     let convert = |threads: &str| {
-        let out = f.path("threads.gguf");
+        let out = f.path(&format!("threads-{threads}.gguf"));
         ok(&[&[s(&f.f32()), s(&out), "-t", threads, "-q"], &UNTUNED[..], &some[..]].concat());
         std::fs::read(out).unwrap()
     };

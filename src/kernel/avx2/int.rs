@@ -11,7 +11,7 @@ use super::super::ops::{IntSums, Output, Run};
 use super::super::pages;
 use super::super::quantize::Step;
 use super::super::scratch::Line;
-use super::{each_eight, write};
+use super::{Quantizer, each_eight, write};
 use half::f16;
 use std::arch::x86_64::*;
 
@@ -34,14 +34,13 @@ const RAISE: i16 = 16384;
 /// 16 bytes each. Returns what is left of the sums of all groups without their `2 T`.
 #[target_feature(enable = "avx2,f16c")]
 pub(super) fn tables(x: &[f32], pre: Option<&[f16]>, step: Step, tables: &mut [Line]) -> i32 {
-    let (shift, divisor) = (_mm256_set1_ps(step.shift), _mm256_set1_ps(step.step));
+    let quantizer = Quantizer::new(step);
     let (one, zero) = (_mm_set1_epi16(1), _mm_setzero_si128());
     let patterns = Patterns::new();
     // One count for each group.
     let mut odd = zero;
     each_eight(x, pre, tables.len(), |i, v| {
-        let q = _mm256_cvtps_epi32(_mm256_div_ps(_mm256_mul_ps(v, shift), divisor));
-        let q = _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256::<1>(q));
+        let q = quantizer.eight(v);
         let odd_values = _mm_sad_epu8(_mm_and_si128(q, one), zero);
         odd = _mm_add_epi16(odd, _mm_and_si128(odd_values, one));
         let (low, high) = halves(q, &patterns);

@@ -10,10 +10,10 @@
 //! sum_k +-q_k = 2 sum_{k: +} q_k - sum_k q_k = 2 (raised sums) - sum_k |q_k|
 //! ```
 
-use super::super::ops::{IntSums, LANE_COLS, LANE_TABLES, LANES, LaneRun};
+use super::super::ops::{IntSums, LANE_COLS, LANE_SUMS, LANE_TABLES, LANES, LaneRun};
 use super::super::quantize::Step;
-use super::super::scratch::Line;
-use super::each_eight;
+use super::super::scratch::{LINE, Line};
+use super::{Quantizer, each_eight};
 use half::f16;
 use std::arch::x86_64::*;
 
@@ -24,7 +24,7 @@ const STEP: usize = 16;
 const TABLES: [usize; 3] = [0, 32, 64];
 const ENTRIES: usize = 128;
 const ENTRY_BYTES: usize = 2 * LANES;
-const STEP_LINES: usize = ENTRIES * ENTRY_BYTES / 64;
+const STEP_LINES: usize = ENTRIES * ENTRY_BYTES / LINE;
 
 /// Steps whose tables are alive together, 16 KiB: half of a small first-level cache.
 const STEPS: usize = LANE_COLS / STEP;
@@ -38,12 +38,11 @@ type Index = [[[u8; 32]; 3]; STEPS];
 /// negative.
 #[target_feature(enable = "avx2,f16c")]
 pub(super) fn quantize(x: &[f32], pre: Option<&[f16]>, step: Step, q: &mut [i16]) -> i32 {
-    let (shift, divisor) = (_mm256_set1_ps(step.shift), _mm256_set1_ps(step.step));
+    let quantizer = Quantizer::new(step);
     let one = _mm_set1_epi16(1);
     let mut magnitudes = _mm_setzero_si128();
     each_eight(x, pre, q.len() / 8, |i, v| {
-        let v = _mm256_cvtps_epi32(_mm256_div_ps(_mm256_mul_ps(v, shift), divisor));
-        let v = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+        let v = quantizer.eight(v);
         magnitudes = _mm_add_epi32(magnitudes, _mm_madd_epi16(_mm_abs_epi16(v), one));
         // SAFETY: eight integers.
         unsafe { _mm_storeu_si128(q[8 * i..8 * i + 8].as_mut_ptr().cast(), v) };
@@ -52,28 +51,26 @@ pub(super) fn quantize(x: &[f32], pre: Option<&[f16]>, step: Step, q: &mut [i16]
     -(_mm_cvtsi128_si32(pairs) + _mm_extract_epi32::<1>(pairs))
 }
 
-/// Adds the raised sums of all columns. `sums` has, for each row, two vectors of 32-bit sums: of pairs of lanes as they
+/// Adds the raised sums of all columns. A row block's `sums` are, for each row, two vectors of 32-bit sums: of pairs of lanes as they
 /// are (even + 65536 odd), and of odd lanes.
 #[target_feature(enable = "avx2")]
-pub(super) fn rows(run: &LaneRun<'_>, tables: &mut [Line; LANE_TABLES], sums: &mut [Line]) {
-    assert!(sums.len() == 32 * run.blocks);
+pub(super) fn rows(run: &LaneRun<'_>, tables: &mut [Line; LANE_TABLES], sums: &mut [[Line; LANE_SUMS]]) {
     assert!(run.byte_cols.is_multiple_of(2) && run.q_stride >= 8 * run.byte_cols);
-    assert!((1..=LANES).contains(&run.vectors) && run.q.len() >= run.vectors * run.q_stride);
-    assert!(run.blocks == 0 || run.tile.len() >= (run.blocks - 1) * run.stride + 32 * run.byte_cols);
+    assert!(run.q.len() <= LANES * run.q_stride);
     let steps = run.byte_cols / 2;
     for first in (0..steps).step_by(STEPS) {
         let here = STEPS.min(steps - first);
         for s in 0..here {
             let mut q = [_mm256_setzero_si256(); LANES];
-            for (v, q) in q.iter_mut().enumerate().take(run.vectors) {
-                let at = v * run.q_stride + STEP * (first + s);
+            for (q, vector) in q.iter_mut().zip(run.q.chunks_exact(run.q_stride)) {
+                let columns = &vector[STEP * (first + s)..][..STEP];
                 // SAFETY: sixteen integers.
-                *q = unsafe { _mm256_loadu_si256(run.q[at..at + STEP].as_ptr().cast()) };
+                *q = unsafe { _mm256_loadu_si256(columns.as_ptr().cast()) };
             }
             build(transposed(q), &mut tables[s * STEP_LINES..(s + 1) * STEP_LINES]);
         }
         let mut index = [[[0; 32]; 3]; STEPS];
-        for (b, sums) in sums.chunks_exact_mut(32).enumerate() {
+        for (b, sums) in sums.iter_mut().enumerate() {
             let at = b * run.stride + 64 * first;
             let tile = &run.tile[at..at + 64 * here];
             for line in 0..here {
@@ -144,8 +141,8 @@ fn indices(signs: &[u8], index: &mut [[u8; 32]; 3]) {
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn row_block<const N: usize>(index: &Index, tables: &[Line; LANE_TABLES], sums: &mut [Line]) {
-    assert!(N <= STEPS && sums.len() == 32);
+fn row_block<const N: usize>(index: &Index, tables: &[Line; LANE_TABLES], sums: &mut [Line; LANE_SUMS]) {
+    assert!(N <= STEPS);
     let tables: *const u8 = tables.as_ptr().cast();
     for (r, sums) in sums.iter_mut().enumerate() {
         let p: *mut __m256i = sums.0.as_mut_ptr().cast();
@@ -169,8 +166,7 @@ fn row_block<const N: usize>(index: &Index, tables: &[Line; LANE_TABLES], sums: 
 
 /// The sums of a row block for each vector: twice the raised ones, plus `start`.
 #[target_feature(enable = "avx2")]
-pub(super) fn sums(raised: &[Line], start: &[i32; LANES], out: &mut [IntSums; LANES]) {
-    assert!(raised.len() == 32);
+pub(super) fn sums(raised: &[Line; LANE_SUMS], start: &[i32; LANES], out: &mut [IntSums; LANES]) {
     for first in (0..32).step_by(8) {
         let (mut even, mut odd) = ([_mm256_setzero_si256(); 8], [_mm256_setzero_si256(); 8]);
         for (r, line) in raised[first..first + 8].iter().enumerate() {

@@ -7,7 +7,7 @@ pub(super) mod int;
 mod lanes;
 
 use super::ops::{IntTables, Lanes, Ops, Output};
-use super::quantize::{self, Extent};
+use super::quantize::{self, Extent, Step};
 use super::scalar::write_rows;
 use half::f16;
 use std::arch::x86_64::*;
@@ -52,6 +52,27 @@ fn each_eight(x: &[f32], pre: Option<&[f16]>, groups: usize, mut f: impl FnMut(u
         let rest = quantize::eight(x, pre, 8 * i);
         // SAFETY: an array of eight floats.
         f(i, unsafe { _mm256_loadu_ps(rest.as_ptr()) });
+    }
+}
+
+/// Quantizes with a usable step.
+struct Quantizer {
+    shift: __m256,
+    divisor: __m256,
+}
+
+impl Quantizer {
+    #[inline]
+    #[target_feature(enable = "avx")]
+    fn new(step: Step) -> Self {
+        Quantizer { shift: _mm256_set1_ps(step.shift), divisor: _mm256_set1_ps(step.step) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn eight(&self, v: __m256) -> __m128i {
+        let q = _mm256_cvtps_epi32(_mm256_div_ps(_mm256_mul_ps(v, self.shift), self.divisor));
+        _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256::<1>(q))
     }
 }
 
